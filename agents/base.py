@@ -1,0 +1,77 @@
+"""What an agent is, and what a language model behind it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from toolwoz_gym.types import Message, Task, Usage
+
+ChatMessage: TypeAlias = dict[str, str]
+"""One message of a prompt, as chat templates take it: ``role`` and ``content``."""
+
+
+class BackendError(Exception):
+    """A model could not be reached or did not answer: never the agent's failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one completion is drawn."""
+
+    temperature: float = 1.0
+    """0.0 takes the likeliest token each time."""
+    max_tokens: int = 128
+    """The completion is cut off after so many tokens."""
+    seed: int = 0
+    """Equal seed and prompt, equal completion (see docs/architecture.md for what can differ)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote."""
+
+    text: str
+    """Without the template's end-of-message token."""
+    usage: Usage
+    finish: Literal["stop", "length", "context"]
+    """``stop``: the model ended its message; ``length``: ``max_tokens`` did; ``context``: the prompt
+    leaves no room in the model's context, and nothing was written."""
+
+
+class Backend(Protocol):
+    """A language model. Calls are blocking and may come from many threads at once."""
+
+    def complete(self, prompt: Sequence[ChatMessage], sampling: Sampling) -> Completion:
+        """Write the next message of a chat.
+
+        Raises:
+            BackendError: There is no answer to be had.
+        """
+        ...
+
+
+class Agent(Protocol):
+    """A policy: a function of the conversation, without a state of its own."""
+
+    def act(self, view: Sequence[Message], *, seed: int) -> Message:
+        """Return the agent's next message.
+
+        Args:
+            view: The dialogue so far: customer, agent and tools.
+            seed: Where the agent's luck comes from.
+        """
+        ...
+
+    def prompt(self, view: Sequence[Message]) -> list[ChatMessage]:
+        """Return exactly what the model is shown before it writes its next message."""
+        ...
+
+
+class AgentFactory(Protocol):
+    """Makes the agent for a task: language models ignore it, scripted ones look at its goal."""
+
+    def __call__(self, task: Task) -> Agent:
+        """Return an agent that plays ``task``."""
+        ...

@@ -1,0 +1,472 @@
+"""The report of a search run: what is in the file, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from josh_search.report import write_report
+from toolwoz_gym.records import write_json, write_jsonl
+from toolwoz_gym.types import UsageError
+
+HOSTILE = (
+    "</script><script>document.title = 'owned'</script><!-- <script> "
+    "<img src=x onerror=\"document.title = 'owned'\"> \ud800 &lt;b&gt; \x00 " + "w" * 3000
+)
+AREAS = ("north", "south", "east", "west", "centre")
+HOTELS = ("The Grey Heron", "Mill House", "Arden Lodge", "The Copper Kettle", "Old Station Inn")
+WORDS = ("Is there parking?", "For three nights, please.", "And a train on Sunday?", "Thank you!")
+
+
+def random_tree(seed: int, *, beam: int = 8, limit: int = 15, hit: float = 0.06) -> dict[str, Any]:
+    """Play the search's own rules with dice for agent and customer; returns a tree's record."""
+    rng = Random(seed)
+    names = ["search_hotel", "book_hotel", "search_train", "book_train"][: rng.choice((2, 3, 4))]
+    goals = [{"name": n, "arguments": {"area": rng.choice(AREAS), "day": ""}} for n in names]
+    opening = {"role": "user", "content": "Hello, I need a place to stay."}
+    root = {"id": 0, "parent": None, "step": None, "state": "root", "collapsed": False}
+    marks = {"met": [], "successful": False, "golden": False, "outcome": None}
+    nodes = [{**root, "messages": [opening], **marks, "usage": {"prompt": 0, "completion": 0}}]
+    live, outstanding, step = [0], list(range(len(goals))), 0
+
+    def mark(node: int | None, name: str) -> None:
+        while node is not None:
+            nodes[node][name] = True
+            node = nodes[node]["parent"]
+
+    while live and outstanding and step < limit:
+        parents = [leaf for leaf in live for _ in range(2 if 2 * len(live) <= beam else 1)]
+        live, hits = [], []
+        for parent in parents:
+            nodes[parent]["state"] = "expanded" if parent else "root"
+            node = _turn(rng, len(nodes), parent, step)
+            if node["outcome"] is None and rng.random() < hit * (1 + step / 4):
+                node["met"] = [rng.choice(outstanding)]
+                hits.append(node["id"])
+            nodes.append(node)
+            live.append(node["id"])
+        for node in hits:
+            mark(node, "successful")
+        if hits:
+            target = hits[0]
+            mark(target, "golden")
+            nodes[target]["collapsed"] = True
+            outstanding = [g for g in outstanding if g not in nodes[target]["met"]]
+            for leaf in live:
+                nodes[leaf]["state"] = "live" if leaf == target else "pruned"
+            live = [target]
+        for leaf in list(live):
+            ended = rng.random() < 0.04 or (not outstanding and rng.random() < 0.5)
+            word = "Bye. END_CONVERSATION" if ended else rng.choice(WORDS)
+            nodes[leaf]["messages"].append({"role": "user", "content": word})
+            if ended:
+                nodes[leaf]["state"] = "over"
+                nodes[leaf]["outcome"] = "failure" if outstanding else "success"
+                live.remove(leaf)
+        step += 1
+    met = [g for g in range(len(goals)) if g not in outstanding]
+    prompt = sum(node["usage"]["prompt"] for node in nodes)
+    completion = sum(node["usage"]["completion"] for node in nodes)
+    return {
+        "key": f"builtin-train-{seed:06d}/0",
+        "task_id": f"builtin-train-{seed:06d}",
+        "trial": 0,
+        "seed": seed,
+        "instruction": "You are looking for a place to stay in the north. The hotel should be "
+        "moderate and should have free parking. Once you find it, book it for 3 people and "
+        "2 nights from sunday. You also need a train to the city.",
+        "goals": goals,
+        "solved": not outstanding,
+        "progress": len(met) / len(goals),
+        "goals_met": met,
+        "steps": step,
+        "usage": {
+            "agent": {"prompt": prompt, "completion": completion},
+            "user": {"prompt": 0, "completion": 0},
+        },
+        "nodes": nodes,
+    }
+
+
+def _turn(rng: Random, number: int, parent: int, step: int) -> dict[str, Any]:
+    """Return a live node: some calls, some of them malformed, and a reply."""
+    messages: list[dict[str, Any]] = []
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        if rng.random() < 0.1:
+            why = "not valid JSON (Expecting ',' delimiter: line 1 column 31 (char 30))"
+            messages.append({"role": "assistant", "content": '{"name": search', "error": why})
+            messages.append({"role": "tool", "content": f"Error: {why}"})
+            continue
+        arguments = {"area": rng.choice(AREAS), "pricerange": "moderate", "parking": "yes"}
+        call = {"name": "search_hotel", "arguments": arguments}
+        cost = {"prompt": 400 + 60 * step, "completion": 24}
+        messages.append({"role": "assistant", "call": call, "raw": json.dumps(call), "usage": cost})
+        found = [{**arguments, "name": n, "stars": "4"} for n in HOTELS[: rng.randrange(5)]]
+        messages.append({"role": "tool", "name": "search_hotel", "content": json.dumps(found)})
+    said = f"{rng.choice(HOTELS)} is in the {rng.choice(AREAS)}. Shall I book a room for you?"
+    thought = f"Thought: they want a room.\n{said}" if rng.random() < 0.2 else said
+    messages.append({"role": "assistant", "content": said, "raw": thought})
+    return {
+        "id": number,
+        "parent": parent,
+        "step": step,
+        "state": "live",
+        "collapsed": False,
+        "messages": messages,
+        "met": [],
+        "successful": False,
+        "golden": False,
+        "outcome": None,
+        "usage": {"prompt": (400 + 60 * step) * len(messages), "completion": 24 * len(messages)},
+    }
+
+
+def write_run(folder: Path, trees: list[dict[str, Any]]) -> Path:
+    """Write the records of a finished run; returns its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {"options": {"beam": 8}, "world": "b1946ac92492"})
+    write_jsonl(folder / "trees.jsonl", trees)
+    totals = {
+        who: {part: sum(t["usage"][who][part] for t in trees) for part in ("prompt", "completion")}
+        for who in ("agent", "user")
+    }
+    kept = {"good": 20, "bad": 31}
+    summary = {
+        "run": folder.name,
+        "tasks": len(trees),
+        "finished": len(trees),
+        "solved": sum(t["solved"] for t in trees),
+        "goals_met": sum(len(t["goals_met"]) for t in trees),
+        "goals_total": sum(len(t["goals"]) for t in trees),
+        "progress": sum(t["progress"] for t in trees) / (len(trees) or 1),
+        "usage": totals,
+        "leaves": sum(len(t["nodes"]) - 1 for t in trees),
+        "rows": {
+            "kto": {"kept": kept, "dropped": {"same as golden": 7, "malformed on golden path": 2}},
+            "sft": {"kept": {"good": 20}, "dropped": {}},
+            "dpo": {"kept": {"pairs": 18}, "dropped": {}},
+        },
+        "seconds": 412.0,
+        "model": "Qwen/Qwen2.5-0.5B-Instruct",
+        "world": "b1946ac92492",
+    }
+    write_json(folder / "summary.json", summary)
+    return folder
+
+
+def embedded(report: Path) -> dict[str, Any]:
+    """Read back the data of a report, by the name of its script element."""
+    found = re.findall(
+        r'<script type="application/json" id="([^"]+)">(.*?)</script>', report.read_text("utf-8")
+    )
+    return {name: json.loads(text) for name, text in found}
+
+
+def test_every_task_and_node_is_embedded(tmp_path: Path) -> None:
+    trees = [random_tree(seed) for seed in range(4)]
+    data = embedded(write_report(write_run(tmp_path / "demo", trees)))
+    assert [task["key"] for task in data["run-data"]["tasks"]] == [tree["key"] for tree in trees]
+    assert data["run-data"]["summary"]["goals_met"] == sum(len(t["goals_met"]) for t in trees)
+    for number, tree in enumerate(trees):
+        nodes = data[f"tree-{number}"]
+        assert [node["id"] for node in nodes] == [node["id"] for node in tree["nodes"]]
+        for shown, node in zip(nodes, tree["nodes"], strict=True):
+            assert shown["usage"] == node["usage"]
+            assert len(shown["messages"]) == len(node["messages"])
+            for name in ("met", "golden", "outcome", "parent"):
+                assert shown.get(name, node[name]) == node[name]
+
+
+def test_raw_is_kept_only_where_it_says_more_than_the_action(tmp_path: Path) -> None:
+    call = {"name": "search_hotel", "arguments": {"area": "north"}}
+    said = {"role": "assistant", "content": "Hello."}
+    tree = random_tree(0)
+    tree["nodes"][1]["messages"] = [
+        {"role": "assistant", "call": call, "raw": json.dumps(call, indent=4)},
+        {**said, "raw": " Hello. "},
+        {**said, "raw": "Thought: be polite.\nHello."},
+        {"role": "assistant", "content": "{", "raw": "{", "error": "not valid JSON"},
+    ]
+    (shown, *_) = (embedded(write_report(write_run(tmp_path, [tree])))["tree-0"][1],)
+    assert shown["messages"] == [
+        {"role": "assistant", "call": call},
+        said,
+        {**said, "raw": "Thought: be polite.\nHello."},
+        {"role": "assistant", "content": "{", "error": "not valid JSON"},
+    ]
+
+
+def test_the_file_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    text = write_report(write_run(tmp_path, [random_tree(0)])).read_text("utf-8")
+    assert set(re.findall(r"https?://[^\s\"'<]*", text)) == {"http://www.w3.org/2000/svg"}
+    assert not re.findall(r"\b(?:src|href)\s*=|@import|url\(|<link", text)
+    assert "default-src 'none'" in text
+
+
+def test_hostile_text_stays_inside_its_script_element(tmp_path: Path) -> None:
+    tree = random_tree(0)
+    tree["instruction"] = tree["task_id"] = tree["nodes"][0]["messages"][0]["content"] = HOSTILE
+    run = write_run(tmp_path, [tree])
+    write_json(run / "config.json", {"model": HOSTILE})
+    report = write_report(run)
+    text = report.read_text("utf-8")
+    plain = write_report(write_run(tmp_path / "plain", [random_tree(0)])).read_text("utf-8")
+    assert text.count("<") == plain.count("<")
+    data = embedded(report)
+    assert data["run-data"]["tasks"][0]["instruction"] == HOSTILE
+    assert data["tree-0"][0]["messages"][0]["content"] == HOSTILE
+
+
+def test_text_that_looks_like_the_place_for_data_is_only_text(tmp_path: Path) -> None:
+    tree = random_tree(0)
+    tree["instruction"] = "<!-- data -->"
+    data = embedded(write_report(write_run(tmp_path, [tree])))
+    assert data["run-data"]["tasks"][0]["instruction"] == "<!-- data -->"
+
+
+def test_a_run_under_way_needs_no_trees_and_no_summary(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {})
+    data = embedded(write_report(tmp_path))
+    assert data == {
+        "run-data": {"run": tmp_path.name, "config": {}, "summary": {}, "tasks": []},
+    }
+
+
+def test_a_folder_without_a_run_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"config\.json"):
+        write_report(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"config\.json"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+class Browser:
+    """A browser behind WebDriver: as much of the protocol as these tests need."""
+
+    def __init__(self, port: int, chromium: str, profile: Path) -> None:
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._base = f"http://127.0.0.1:{port}/session"
+        arguments = (
+            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+            "--disable-background-networking --disable-component-update --disable-sync "
+            "--disable-dev-shm-usage --window-size=1400,900"
+        ).split()
+        options = {"binary": chromium, "args": [*arguments, f"--user-data-dir={profile}"]}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        body = {"capabilities": {"alwaysMatch": wanted}}
+        self._base += "/" + self._send("POST", "", body)["sessionId"]
+
+    def open(self, page: Path) -> None:
+        self._send("POST", "/url", {"url": page.as_uri()})
+
+    def run(self, script: str) -> Any:
+        """Run a script's text as the body of a function; returns what it returns."""
+        return self._send("POST", "/execute/sync", {"script": script, "args": []})
+
+    def click(self, selector: str) -> None:
+        self._send("POST", f"/element/{self._find(selector)}/click", {})
+
+    def type(self, selector: str, keys: str) -> None:
+        self._send("POST", f"/element/{self._find(selector)}/value", {"text": keys})
+
+    def text(self, selector: str) -> str:
+        """Return the text of an element as a reader sees it."""
+        return str(self._send("GET", f"/element/{self._find(selector)}/text"))
+
+    def complaints(self) -> list[str]:
+        """Return what the page logged since the last time it was asked."""
+        entries = self._send("POST", "/se/log", {"type": "browser"})
+        return [entry["message"] for entry in entries]
+
+    def resize(self, width: int, height: int) -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics}
+        self._send("POST", "/goog/cdp/execute", command)
+
+    def close(self) -> None:
+        self._send("DELETE", "")
+
+    def _find(self, selector: str) -> str:
+        found = self._send("POST", "/element", {"using": "css selector", "value": selector})
+        return str(*found.values())
+
+    def _send(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._base + path, data, method=method)
+        with self._opener.open(request, timeout=60) as response:
+            return json.load(response)["value"]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        if os.environ.get("TOOLWOZ_REQUIRE_BROWSER"):
+            pytest.fail("TOOLWOZ_REQUIRE_BROWSER is set, but chromium or chromedriver is missing")
+        pytest.skip("no chromium with chromedriver is installed")
+    command = [driver, "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            started = (re.search(r"started successfully on port (\d+)", x) for x in process.stdout)
+            port = next(filter(None, started))
+            session = Browser(int(port[1]), chromium, tmp_path_factory.mktemp("profile"))
+            try:
+                yield session
+            finally:
+                session.close()
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def trees() -> list[dict[str, Any]]:
+    found = [random_tree(seed) for seed in range(8)]
+    assert {tree["solved"] for tree in found} == {True, False}
+    assert not found[0]["solved"]
+    return found
+
+
+@pytest.fixture
+def page(browser: Browser, tmp_path: Path, trees: list[dict[str, Any]]) -> Browser:
+    browser.open(write_report(write_run(tmp_path / "demo", trees)))
+    assert browser.complaints() == []
+    return browser
+
+
+def shown_tasks(page: Browser) -> list[str]:
+    return page.run(  # type: ignore[no-any-return]
+        "return [...document.querySelectorAll('#list li:not([hidden]) .name')]"
+        ".map(e => e.textContent)"
+    )
+
+
+@pytest.mark.browser
+def test_the_first_screen_shows_the_first_solved_tree(
+    page: Browser, trees: list[dict[str, Any]]
+) -> None:
+    tree = next(tree for tree in trees if tree["solved"])
+    last = max(node["id"] for node in tree["nodes"] if node["golden"])
+    assert page.text("#task h2") == tree["task_id"]
+    assert page.text("#dialogue h2") == f"Step {tree['steps']} · node {last}"
+    assert page.text("#instruction") == tree["instruction"]
+    assert page.text("#run h1") == "JOSH search: demo"
+    assert "malformed on golden path" in page.text("#run")
+    assert page.run("return document.querySelectorAll('.node').length") == len(tree["nodes"])
+
+
+@pytest.mark.browser
+def test_the_list_is_filtered_by_verdict_and_words(
+    page: Browser, trees: list[dict[str, Any]]
+) -> None:
+    page.run("document.querySelector('[value=unsolved]').click()")
+    assert shown_tasks(page) == [tree["task_id"] for tree in trees if not tree["solved"]]
+    page.run("document.querySelector('[value=all]').click()")
+    page.type("#search", "000005 hotel")
+    assert shown_tasks(page) == ["builtin-train-000005"]
+    page.type("#search", "nothing has this")
+    assert shown_tasks(page) == []
+    assert page.text("#none") == "No task matches."
+
+
+@pytest.mark.browser
+def test_a_click_on_a_node_shows_its_dialogue(page: Browser, trees: list[dict[str, Any]]) -> None:
+    page.click('#list [data-task="0"]')
+    leaf = next(n for n in trees[0]["nodes"] if n["step"] == 2 and n["state"] != "expanded")
+    page.click(f'.node[data-node="{leaf["id"]}"]')
+    assert page.text("#dialogue h2") == f"Step 3 · node {leaf['id']}"
+    assert page.run("return document.querySelectorAll('#chat .turn').length") == 4
+    assert page.run("return document.querySelectorAll('#chat .own').length") == 1
+    own = page.run("return document.querySelector('#chat .own').textContent")
+    chat = page.run("return document.querySelector('#chat').textContent")
+    assert chat.startswith("OpeningCustomerHello, I need a place to stay.Step 1")
+    for message in leaf["messages"]:
+        words = message.get("content") or message["call"]["name"]
+        assert words in own
+
+
+@pytest.mark.browser
+def test_a_malformed_output_is_shown_with_its_error(page: Browser, tmp_path: Path) -> None:
+    tree = random_tree(0)
+    tree["nodes"][1]["messages"] = [
+        {"role": "assistant", "content": "{oops", "error": "not valid JSON"},
+        {"role": "tool", "content": "Error: not valid JSON"},
+    ]
+    page.open(write_report(write_run(tmp_path / "malformed", [tree])))
+    page.run("chooseNode(nodes[1])")
+    assert page.text(".own .malformed").split("\n") == [
+        "⚠ Malformed output",
+        "{oops",
+        "Error: not valid JSON",
+    ]
+
+
+@pytest.mark.browser
+def test_keys_walk_the_tree(page: Browser, trees: list[dict[str, Any]]) -> None:
+    tree = next(tree for tree in trees if tree["solved"])
+    golden = [node["id"] for node in tree["nodes"] if node["golden"]]
+    left, right, enter = "\ue012", "\ue014", "\ue007"
+    page.type('.node[tabindex="0"]', left)
+    assert page.text("#dialogue h2") == f"Step {tree['steps'] - 1} · node {golden[-2]}"
+    page.type('.node[tabindex="0"]', right)
+    assert page.text("#dialogue h2") == f"Step {tree['steps']} · node {golden[-1]}"
+    page.type('.node[tabindex="0"]', enter)
+    assert page.run("return document.activeElement.id") == "chat"
+
+
+@pytest.mark.browser
+def test_nodes_never_lie_on_one_another(page: Browser) -> None:
+    for seed in range(20):
+        places = page.run(
+            f"return layOut({json.dumps(random_tree(seed, hit=0.1)['nodes'])})"
+            ".map(n => [n.column, n.row])"
+        )
+        assert len({tuple(place) for place in places}) == len(places)
+        assert max(row for _, row in places) < 16
+
+
+@pytest.mark.browser
+def test_hostile_text_is_shown_and_not_obeyed(browser: Browser, tmp_path: Path) -> None:
+    tree = random_tree(0)
+    tree["instruction"] = tree["task_id"] = HOSTILE
+    for node in tree["nodes"]:
+        node["messages"] = [
+            {"role": "user", "content": HOSTILE},
+            {"role": "assistant", "content": HOSTILE, "error": HOSTILE, "raw": HOSTILE + "!"},
+            {"role": "tool", "name": HOSTILE, "content": HOSTILE},
+            {"role": "assistant", "call": {"name": HOSTILE, "arguments": {HOSTILE: HOSTILE}}},
+        ]
+    run = write_run(tmp_path / "hostile", [tree])
+    write_json(run / "config.json", {"model": HOSTILE})
+    browser.open(write_report(run))
+    assert browser.run("return document.title") == "hostile · JOSH search"
+    assert browser.run("return document.querySelectorAll('img').length") == 0
+    shown = browser.run("return document.querySelector('#chat .said').textContent")
+    assert "</script><script>" in shown
+    for width in (1400, 400):
+        browser.resize(width, 900)
+        assert browser.run("return document.documentElement.scrollWidth") <= width
+    browser.resize(1400, 900)
+    assert browser.complaints() == []
+
+
+@pytest.mark.browser
+def test_an_empty_run_says_so(browser: Browser, tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {})
+    browser.open(write_report(tmp_path))
+    assert browser.text("#empty").startswith("No search tree has been finished yet")
+    assert browser.run("return document.querySelector('main').hidden") is True
+    assert browser.complaints() == []

@@ -1,0 +1,94 @@
+"""Gymnasium environments for dialogue agents that use tools."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+
+import gymnasium as gym
+
+from toolwoz_gym.dialogue import Dialogue
+from toolwoz_gym.env import DialogueEnv
+from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
+from toolwoz_gym.toolwoz.domain import ToolWOZ
+from toolwoz_gym.types import UsageError, UserSimulator
+from toolwoz_gym.users.replay import ReplayUser
+from toolwoz_gym.users.scripted import ScriptedUser
+
+__version__ = "0.1.0"
+
+__all__ = ["Dialogue", "DialogueEnv", "UsageError", "load_world", "make_toolwoz"]
+
+MAX_STEPS = 45
+"""ToolWOZ's limit on assistant messages: 15 agent turns of at most 3 model outputs."""
+
+
+def make_toolwoz(
+    *,
+    world: str | ToolWOZ = "auto",
+    split: str = "train",
+    user: str | UserSimulator | Sequence[str] = "scripted",
+    max_steps: int = MAX_STEPS,
+    render_mode: str | None = None,
+) -> DialogueEnv:
+    """Make a ToolWOZ environment: what ``gym.make("ToolWOZ-v0", ...)`` calls.
+
+    Args:
+        world: See :func:`load_world`.
+        split: ``train``, ``val`` or ``test``; for MultiWOZ also ``test450``.
+        user: The customer: ``"scripted"``, any :class:`~toolwoz_gym.types.UserSimulator`, or a list
+            of utterances that are said in order, the first of them as the opening.
+        max_steps: The dialogue is cut off after so many assistant messages.
+        render_mode: None, ``"ansi"`` or ``"human"``.
+
+    Raises:
+        UsageError: There is no such world, split or customer, or its data is missing.
+    """
+    if max_steps < 1:
+        raise UsageError(f"max_steps is {max_steps}: it must be at least 1")
+    domain = load_world(world) if isinstance(world, str) else world
+    dialogue = Dialogue(domain, _make_user(user), max_steps)
+    return DialogueEnv(dialogue, split=split, render_mode=render_mode)
+
+
+def load_world(name: str) -> ToolWOZ:
+    """Return a world of ToolWOZ by its name.
+
+    Args:
+        name: ``"builtin"``, the generated city, with options if wanted
+            (``"builtin:domains=1,seed=7"``, see :class:`~toolwoz_gym.toolwoz.builtin.CityOptions`);
+            ``"multiwoz"``, the prepared MultiWOZ data; ``"auto"``, MultiWOZ where it is prepared,
+            else the built-in city.
+
+    Raises:
+        UsageError: There is no such world, or its data is not prepared.
+    """
+    from toolwoz_gym.toolwoz.multiwoz import is_prepared, load_multiwoz
+
+    kind, _, options = name.partition(":")
+    if kind == "builtin":
+        return load_builtin(CityOptions.parse(options))
+    if name == "auto":
+        name = "multiwoz" if is_prepared() else "builtin"
+        _announce(name)
+        return load_world(name)
+    if name == "multiwoz":
+        return load_multiwoz()
+    raise UsageError(f"no world {name!r}: choose auto, builtin, builtin:<options> or multiwoz")
+
+
+@cache  # once is enough
+def _announce(name: str) -> None:
+    logging.getLogger(__name__).warning("world='auto' plays the world %r", name)
+
+
+def _make_user(user: str | UserSimulator | Sequence[str]) -> UserSimulator:
+    if isinstance(user, str):
+        if user != "scripted":
+            raise UsageError(f"no customer {user!r}: choose scripted, or hand over a UserSimulator")
+        return ScriptedUser()
+    return ReplayUser(tuple(user)) if isinstance(user, Sequence) else user
+
+
+gym.register(id="ToolWOZ-v0", entry_point=make_toolwoz, nondeterministic=False)

@@ -1,0 +1,77 @@
+"""The one action format: what an agent's text means.
+
+A JSON object with exactly ``name`` and ``arguments`` is a tool call. Text that does not begin with
+``{`` is said to the customer. Anything else is a mistake of the model's, answered by an observation
+that begins with ``Error: ``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from toolwoz_gym.types import Message, ToolCall
+
+MAX_CHARS = 16_384
+"""Longest action that is read. Longer ones are answered by an error observation."""
+
+MAX_DEPTH = 16
+"""Deepest nesting of arguments that is read."""
+
+_FORM = '{"name": "<tool>", "arguments": {...}}'
+
+
+def parse_action(text: str) -> Message:
+    """Read an action as the assistant message that it is.
+
+    Text that is no action is a legal move too: the message then says in ``error`` what is wrong
+    with it, and the dialogue answers it with an error observation.
+    """
+    if len(text) > MAX_CHARS:
+        return _mistake(text, f"the message has {len(text)} characters; at most {MAX_CHARS} are read")
+    if not text.strip():
+        return _mistake(text, "the message is empty")
+    if not text.lstrip().startswith("{"):
+        return Message("assistant", text.strip())
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        return _mistake(text, "the JSON is nested too deeply")
+    except ValueError as error:
+        return _mistake(text, f"not valid JSON ({error}); a tool call is {_FORM}")
+    if set(value) != {"name", "arguments"}:
+        return _mistake(text, f"a tool call has exactly the keys name and arguments: {_FORM}")
+    name, arguments = value["name"], value["arguments"]
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return _mistake(text, f"name is a string and arguments an object: {_FORM}")
+    if _depth(arguments) > MAX_DEPTH:
+        return _mistake(text, "the arguments are nested too deeply")
+    return Message("assistant", call=ToolCall(name, arguments))
+
+
+def format_call(call: ToolCall) -> str:
+    """Write a tool call as the action that makes it."""
+    return json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
+
+
+def format_action(message: Message) -> str:
+    """Write an assistant message as the action that it is: the inverse of :func:`parse_action`."""
+    return message.content if message.call is None else format_call(message.call)
+
+
+def _mistake(text: str, error: str) -> Message:
+    return Message("assistant", text, error=error)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _depth(value: Any) -> int:
+    """Return how deeply lists and objects are nested, without recursion."""
+    depth, level = 0, [value]
+    while level:
+        containers = [v for v in level if isinstance(v, (dict, list))]
+        depth += bool(containers)
+        level = [x for v in containers for x in (v.values() if isinstance(v, dict) else v)]
+    return depth

@@ -1,0 +1,101 @@
+"""Command lines: one dataclass of options per command, filled from a YAML file and from flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, Union
+
+from toolwoz_gym.types import UsageError
+
+Command: TypeAlias = tuple[type, Callable[[Any], object]]
+"""An options dataclass, with a docstring under each field, and the function that takes it."""
+
+
+def main_cli(
+    prog: str,
+    description: str,
+    commands: Mapping[str, Command],
+    args: Sequence[str] | None = None,
+) -> int:
+    """Run the command that the command line asks for.
+
+    Flags are the field names of the command's options. ``--config FILE`` reads values for them from
+    a YAML mapping; flags win. A program of a single command takes its flags without naming it.
+
+    Args:
+        prog: What the program is called in its help.
+        description: One sentence for its help.
+        commands: The commands by name.
+        args: The words after the program's name; None reads ``sys.argv``.
+
+    Returns:
+        The exit code: 0, or 2 after a :class:`~toolwoz_gym.types.UsageError`, which is shown as one
+        line.
+
+    Raises:
+        SystemExit: ``--help`` was asked for (0), or the flags do not parse (2).
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        import tyro
+
+        if len(commands) > 1:
+            if not words or words[0] not in commands:
+                named = [Annotated[c, tyro.conf.subcommand(n)] for n, (c, _) in commands.items()]
+                tyro.cli(Union[tuple(named)], prog=prog, description=description, args=words)  # type: ignore[call-overload]  # noqa: UP007
+            prog = f"{prog} {words[0]}"
+        options_class, run = commands[words.pop(0) if len(commands) > 1 else next(iter(commands))]
+        hint = "Options can also come from a YAML file: --config FILE."
+        options: Any = tyro.cli(
+            options_class,
+            prog=prog,
+            description=f"{inspect.getdoc(options_class)}\n\n{hint}",
+            args=_with_config(words, options_class),
+        )
+        run(options)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _with_config(words: list[str], options_class: type) -> list[str]:
+    """Put the flags that ``--config FILE`` stands for before the others, so that those win."""
+    for i, word in enumerate(words):
+        if word == "--config":
+            if i + 1 == len(words):
+                raise UsageError("--config wants a YAML file after it")
+            return [*_flags(Path(words[i + 1]), options_class), *words[:i], *words[i + 2 :]]
+        if word.startswith("--config="):
+            file = Path(word.removeprefix("--config="))
+            return [*_flags(file, options_class), *words[:i], *words[i + 1 :]]
+    return words
+
+
+def _flags(file: Path, options_class: type) -> list[str]:
+    """Write a YAML file's options as flags: the command line's types then read both alike."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text("utf-8")) or {}
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{file} must hold a mapping of option names to values")
+    known = [field.name for field in dataclasses.fields(options_class)]
+    flags = []
+    for key, value in values.items():
+        if key not in known:
+            raise UsageError(f"{file}: unknown option {key!r}; there are {', '.join(known)}")
+        if isinstance(value, bool):
+            flags.append(f"--{'' if value else 'no-'}{key}".replace("_", "-"))
+            continue
+        items = value if isinstance(value, list) else [value]
+        flags += [f"--{key}".replace("_", "-"), *(str(item) for item in items)]
+    return flags

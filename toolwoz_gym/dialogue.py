@@ -1,0 +1,101 @@
+"""The rules of play: pure functions from one :class:`Episode` to the next.
+
+:class:`~toolwoz_gym.env.DialogueEnv` is these rules behind Gymnasium's interface. The search of
+``josh_search`` uses them directly, because it lets the agent act and the customer listen apart: a
+branch that is pruned in between costs no customer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from toolwoz_gym.types import (
+    END_CONVERSATION,
+    Domain,
+    Episode,
+    Message,
+    Outcome,
+    Task,
+    ToolError,
+    UserFault,
+    UserSimulator,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """One domain, one customer, one limit: everything about an episode that does not change."""
+
+    domain: Domain
+    user: UserSimulator
+    max_steps: int
+    """The dialogue is cut off after so many assistant messages."""
+
+    def start(self, task: Task, *, seed: int) -> Episode:
+        """Begin a dialogue: the customer speaks first."""
+        episode = Episode(task, seed, messages=(), world=self.domain.start(task))
+        return self.listen(episode)
+
+    def act(self, episode: Episode, message: Message) -> Episode:
+        """Play one assistant message: a tool call is answered at once, a reply by :meth:`listen`.
+
+        Args:
+            episode: A dialogue that has not ended and does not await the customer.
+            message: What the agent does, as :func:`~toolwoz_gym.actions.parse_action` reads it.
+        """
+        world, answer = episode.world, None
+        if message.error is not None:
+            answer = Message("tool", f"Error: {message.error}")
+        elif message.call is not None:
+            try:
+                world, text = self.domain.call(episode.task, world, message.call)
+            except ToolError as error:
+                text = f"Error: {error}"
+            answer = Message("tool", text, name=message.call.name)
+        after = replace(
+            episode,
+            messages=(*episode.messages, message, *([answer] if answer else [])),
+            world=world,
+            steps=episode.steps + 1,
+        )
+        return after if after.awaits_user else self._limited(after)
+
+    def listen(self, episode: Episode) -> Episode:
+        """Let the customer speak: at the opening, and whenever the episode awaits it."""
+        heard = tuple(
+            m for m in episode.messages if m.role in ("user", "assistant") and _is_spoken(m)
+        )
+        try:
+            answer = self.user.reply(episode.task, heard, seed=episode.seed)
+        except UserFault as fault:
+            silence = Message("user", f"({fault})")
+            return replace(
+                episode, messages=(*episode.messages, silence), outcome="user_fault", reward=0.0
+            )
+        after = replace(episode, messages=(*episode.messages, answer))
+        if END_CONVERSATION in answer.content:
+            return self._ended(after)
+        return self._limited(after)
+
+    def goals_met(self, episode: Episode) -> frozenset[int]:
+        """Return the indices of the goals that are met so far."""
+        return self.domain.goals_met(episode.task, episode.world)
+
+    def _limited(self, episode: Episode) -> Episode:
+        if episode.steps < self.max_steps:
+            return episode
+        return self._ended(replace(episode, truncated=True))
+
+    def _ended(self, episode: Episode) -> Episode:
+        reward = self.domain.score(episode)
+        outcome: Outcome = "failure"
+        if reward == 1.0:
+            outcome = "success"
+        elif episode.truncated:
+            outcome = "truncated"
+        return replace(episode, outcome=outcome, reward=reward)
+
+
+def _is_spoken(message: Message) -> bool:
+    """Whether the customer hears the message: tool calls and malformed ones stay behind the desk."""
+    return message.call is None and message.error is None

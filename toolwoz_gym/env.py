@@ -1,0 +1,205 @@
+"""A dialogue as a Gymnasium environment."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Self, SupportsFloat
+
+import gymnasium as gym
+
+from toolwoz_gym.actions import MAX_CHARS, format_action, parse_action
+from toolwoz_gym.dialogue import Dialogue
+from toolwoz_gym.seeding import derive
+from toolwoz_gym.spaces import UnicodeText
+from toolwoz_gym.types import Episode, Task, UsageError
+
+MAX_OBSERVATION = 1 << 20
+"""Longest observation, in characters."""
+
+
+class DialogueEnv(gym.Env[str, str]):
+    """A customer, some tools, and an agent at the desk between them.
+
+    ## Description
+
+    A simulated customer wants something that the agent can only get by calling tools. The customer
+    speaks first. The agent answers a step at a time, with a tool call or with words. When the
+    customer says goodbye, the episode is scored, all or nothing.
+
+    ## Action Space
+
+    A text. A JSON object with exactly ``name`` and ``arguments`` calls a tool:
+    ``{"name": "search_hotel", "arguments": {"area": "north"}}``. Text that does not begin with
+    ``{`` is said to the customer. Anything else is answered by an observation that begins with
+    ``Error: ``, and costs a step like every action.
+
+    ## Observation Space
+
+    A text: what the tool returned, or what the customer said.
+
+    ## Rewards
+
+    0.0 at every step but the last; 1.0 at the last one if the task is solved, else 0.0.
+
+    ## Episode End
+
+    Termination: the customer ends the dialogue (``END_CONVERSATION``), or cannot go on.
+    Truncation: after ``max_steps`` actions. The limit is counted inside the episode, so a restored
+    snapshot has exactly the steps left that it had when it was taken.
+
+    ## Information
+
+    ``task_id``, ``split``, ``world`` (digest of the data), ``goals_met`` (sorted tuple of indices
+    into ``task.goals``), ``goals_total``, ``progress`` (their ratio) and ``outcome`` (None, then
+    ``success``, ``failure``, ``truncated`` or ``user_fault``).
+
+    ## Arguments
+
+    See :func:`toolwoz_gym.make_toolwoz` for the arguments of ``gym.make("ToolWOZ-v0", ...)``.
+
+    ## Version History
+
+    * v0: scores as the published ToolWOZ does.
+    """
+
+    metadata = {"render_modes": ["ansi", "human"], "render_fps": 1}
+
+    def __init__(
+        self, dialogue: Dialogue, *, split: str, render_mode: str | None = None
+    ) -> None:
+        """Set up the environment.
+
+        Args:
+            dialogue: Domain, customer and step limit.
+            split: The split from which ``reset`` draws its tasks.
+            render_mode: ``ansi`` (``render`` returns the dialogue as text), ``human`` (each step
+                prints what was said) or None.
+
+        Raises:
+            UsageError: The domain has no such split.
+        """
+        self.dialogue = dialogue
+        self.split = split
+        self.render_mode = render_mode
+        self.tasks: Sequence[Task] = dialogue.domain.tasks(split)
+        self.action_space = UnicodeText(MAX_CHARS)
+        self.observation_space = UnicodeText(MAX_OBSERVATION)
+        self._episode: Episode | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Begin an episode.
+
+        Args:
+            seed: Everything random in the episode follows from it, the choice of the task included.
+                Without it the seed follows from the previous episode's, or is drawn afresh.
+            options: ``{"task_id": ...}`` plays that task of the split; a whole number is taken as
+                the task's position.
+
+        Returns:
+            The customer's opening, and the info.
+
+        Raises:
+            UsageError: The split has no such task.
+        """
+        super().reset(seed=seed)
+        if seed is None and self._episode is not None:
+            seed = derive(self._episode.seed, "next")
+        elif seed is None:
+            seed = int(self.np_random.integers(1 << 62))
+        task_id = (options or {}).get("task_id")
+        if task_id is None:
+            task = self.tasks[derive(seed, "task") % len(self.tasks)]
+        else:
+            task = find_task(self.tasks, task_id)
+        self._episode = self.dialogue.start(task, seed=seed)
+        self._show(0)
+        return self._episode.messages[-1].content, self._info(self._episode)
+
+    def step(self, action: str) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Play one assistant message.
+
+        Returns:
+            Observation, reward, terminated, truncated, info.
+
+        Raises:
+            gymnasium.error.ResetNeeded: The episode has ended, or none has begun.
+        """
+        before = self.snapshot()
+        if before.outcome is not None:
+            raise gym.error.ResetNeeded("the episode has ended: call reset() or restore()")
+        episode = self.dialogue.act(before, parse_action(action))
+        if episode.awaits_user:
+            episode = self.dialogue.listen(episode)
+        self._episode = episode
+        self._show(len(before.messages))
+        truncated = episode.truncated
+        terminated = episode.outcome is not None and not truncated
+        observation = episode.messages[-1].content
+        return observation, episode.reward, terminated, truncated, self._info(episode)
+
+    def snapshot(self) -> Episode:
+        """Return the running episode: an immutable value to keep, to share, to pickle.
+
+        Raises:
+            gymnasium.error.ResetNeeded: No episode has begun.
+        """
+        if self._episode is None:
+            raise gym.error.ResetNeeded("no episode has begun: call reset() or restore()")
+        return self._episode
+
+    def restore(self, episode: Episode) -> None:
+        """Go on from a snapshot, of this environment or of any other of the same domain."""
+        self._episode = episode
+
+    def fork(self) -> Self:
+        """Return a second environment in the same state; the two then go their own ways."""
+        twin = copy.copy(self)
+        twin._np_random = None  # each draws its own luck if it is ever reset without a seed
+        return twin
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """Return the dialogue so far as text (``ansi``); ``human`` prints as it goes."""
+        return self._transcript(0) if self.render_mode == "ansi" else None
+
+    def _show(self, start: int) -> None:
+        if self.render_mode == "human":
+            print(self._transcript(start), flush=True)
+
+    def _transcript(self, start: int) -> str:
+        messages = self._episode.messages[start:] if self._episode else ()
+        return "\n".join(f"{m.role:>9}: {format_action(m)}" for m in messages)
+
+    def _info(self, episode: Episode) -> dict[str, Any]:
+        met = self.dialogue.goals_met(episode)
+        total = len(episode.task.goals)
+        return {
+            "task_id": episode.task.id,
+            "split": episode.task.split,
+            "world": self.dialogue.domain.fingerprint,
+            "goals_met": tuple(sorted(met)),
+            "goals_total": total,
+            "progress": len(met) / total if total else 0.0,
+            "outcome": episode.outcome,
+        }
+
+
+def find_task(tasks: Sequence[Task], task_id: str | int) -> Task:
+    """Return a task by its id or by its position.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if isinstance(task_id, int):
+        if 0 <= task_id < len(tasks):
+            return tasks[task_id]
+        raise UsageError(f"no task number {task_id}: the split has {len(tasks)} tasks")
+    by_id = getattr(tasks, "by_id", None)
+    task = by_id(task_id) if by_id else next((t for t in tasks if t.id == task_id), None)
+    if task is None:
+        raise UsageError(
+            f"no task {task_id!r} in the split: its ids look like {tasks[0].id!r}"
+        )
+    return task

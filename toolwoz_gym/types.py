@@ -1,0 +1,207 @@
+"""The nouns that every part of the suite speaks in.
+
+All of them are immutable values. The mappings inside (call arguments, parameter schemas) are plain
+dictionaries, so that everything pickles and prints; nobody writes to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+
+Outcome: TypeAlias = Literal["success", "failure", "truncated", "user_fault"]
+
+World: TypeAlias = Any
+"""What tool calls change during one dialogue: an immutable value, private to its domain."""
+
+END_CONVERSATION = "END_CONVERSATION"
+"""The word with which a customer ends the dialogue."""
+
+
+class ToolError(Exception):
+    """A mistake in a tool call: its text is shown to the model as an ``Error: `` observation."""
+
+
+class UserFault(Exception):
+    """A customer that cannot go on as it should: the episode ends as ``user_fault``."""
+
+
+class UsageError(Exception):
+    """A mistake in what a person asked for: shown as one line that says what to do, exit code 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of one tool."""
+
+    name: str
+    """Name of the tool, as in its :class:`ToolSpec`."""
+    arguments: Mapping[str, Any]
+    """Argument values by parameter name: whatever JSON allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a language model read and wrote."""
+
+    prompt: int = 0
+    """Tokens read, whether computed anew or taken from a cache."""
+    completion: int = 0
+    """Tokens written."""
+
+    def __add__(self, other: Usage) -> Usage:
+        """Return the sum of two usages, field by field."""
+        return Usage(self.prompt + other.prompt, self.completion + other.completion)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a dialogue."""
+
+    role: Role
+    """Who speaks: ``user`` is the customer, ``tool`` the answer to a call or to a malformed one."""
+    content: str = ""
+    """The words; empty when an assistant message is a tool call."""
+    call: ToolCall | None = None
+    """The tool call that an assistant message makes, if it makes one."""
+    name: str | None = None
+    """The tool that answered (``tool`` messages only; None when no tool was reached)."""
+    error: str | None = None
+    """Why an assistant message is no action at all (``content`` is then what was written)."""
+    raw: str | None = None
+    """What the policy wrote, thoughts included: what training trains on. None: just the action."""
+    usage: Usage | None = field(default=None, compare=False)
+    """What the message cost, when a language model wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """What a tool is called and what it takes."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Mapping[str, Any]]
+    """JSON schema of each parameter, by name; all are optional unless named in ``required``."""
+    required: tuple[str, ...] = ()
+
+    def json_schema(self) -> dict[str, Any]:
+        """Return the tool in the form that chat templates and hosted endpoints take."""
+        return {
+            "type": "function",
+            "function": {
+                "name": self.name,
+                "description": self.description,
+                "parameters": {
+                    "type": "object",
+                    "properties": {name: dict(s) for name, s in self.parameters.items()},
+                    "required": list(self.required),
+                },
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one customer wants, and what counts as having got it. Domains add fields of their own."""
+
+    id: str
+    """Unique within the domain's data."""
+    split: str
+    instruction: str
+    """The customer's wishes in English, for customers that are people or language models."""
+    goals: tuple[ToolCall, ...]
+    """The calls that the agent is expected to make; ``info["goals_met"]`` holds indices into it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """Everything that changes during one dialogue, as one immutable value.
+
+    A snapshot is keeping it, a restore is putting it back, a fork is sharing it.
+    """
+
+    task: Task
+    seed: int
+    """Every random choice of the episode is derived from it and from what was said."""
+    messages: tuple[Message, ...]
+    """The dialogue so far, beginning with the customer's opening."""
+    world: World
+    steps: int = 0
+    """Assistant messages so far."""
+    outcome: Outcome | None = None
+    """None while the dialogue runs."""
+    reward: float = 0.0
+    """0.0 while the dialogue runs, then 0.0 or 1.0."""
+    truncated: bool = False
+    """Whether the step limit ended the dialogue, and not the customer."""
+
+    @property
+    def awaits_user(self) -> bool:
+        """Whether the agent has spoken to the customer, and the customer has not answered."""
+        last = self.messages[-1]
+        return self.outcome is None and last.role == "assistant"
+
+
+class Domain(Protocol):
+    """A world with its tasks, its tools and its way to score. All methods are pure functions."""
+
+    name: str
+    policy: str
+    """What the agent is told about its job."""
+    tools: tuple[ToolSpec, ...]
+    fingerprint: str
+    """Digest of the data behind the domain: equal fingerprints, equal answers and scores."""
+    splits: tuple[str, ...]
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """Return the tasks of a split, in their order.
+
+        Raises:
+            UsageError: There is no such split.
+        """
+        ...
+
+    def start(self, task: Task) -> World:
+        """Return the world as a dialogue about ``task`` finds it."""
+        ...
+
+    def call(self, task: Task, world: World, call: ToolCall) -> tuple[World, str]:
+        """Answer a tool call.
+
+        Returns:
+            The world after the call, and what the agent is shown.
+
+        Raises:
+            ToolError: The call is the model's mistake; the world stays as it was.
+        """
+        ...
+
+    def goals_met(self, task: Task, world: World) -> frozenset[int]:
+        """Return the indices of the task's goals that are met."""
+        ...
+
+    def score(self, episode: Episode) -> float:
+        """Return the reward, 0.0 or 1.0, of a dialogue that ends here."""
+        ...
+
+
+class UserSimulator(Protocol):
+    """A customer: a function of the task and the conversation, without a state of its own."""
+
+    def reply(self, task: Task, messages: Sequence[Message], *, seed: int) -> Message:
+        """Return the customer's next message, a ``user`` message.
+
+        Args:
+            task: What the customer wants.
+            messages: What customer and agent said to each other so far: ``user`` and ``assistant``
+                messages, no tool traffic. Empty at the opening.
+            seed: The episode's seed. Draw from ``derive(seed, ..., what was said)``, so that the
+                same words meet the same answer in every branch.
+
+        Raises:
+            UserFault: The customer cannot go on.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Customers: scripted ones, and recorded ones that are replayed."""

@@ -1,0 +1,1 @@
+"""Training policies on rows of dialogue: LoRA adapters by KTO and by supervised fine-tuning."""

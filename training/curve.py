@@ -1,0 +1,112 @@
+"""The course of a training: a live line while it runs, a table and a picture of it afterwards."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+COLUMNS = {
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "mean_token_accuracy": "token_accuracy",
+    "rewards/chosen": "good",
+    "rewards/rejected": "bad",
+    "kl": "kl",
+}
+"""What is kept of the trainer's logs, and under which name."""
+
+
+class Curve(TrainerCallback):  # type: ignore[misc]
+    """Listens to a trainer: one row of numbers per optimiser step, and a progress bar."""
+
+    def __init__(self, title: str) -> None:
+        """Listen silently until the training begins."""
+        self.rows: list[dict[str, float]] = []
+        """``step`` and the columns that the trainer logged at it. Rewards are β times the log-ratio
+        of policy to reference, averaged over the step's good or bad rows."""
+        self._title = title
+        self._bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Show the bar."""
+        # Where nobody watches, one line in a while is enough.
+        seconds = 0.1 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(
+            total=state.max_steps,
+            desc=self._title,
+            unit="step",
+            mininterval=seconds,
+            dynamic_ncols=True,
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        """Take down one step."""
+        if "loss" not in logs:  # the closing summary
+            return
+        row = {name: float(logs[key]) for key, name in COLUMNS.items() if key in logs}
+        self.rows.append({"step": state.global_step, **row})
+        shown = ("loss", "token_accuracy", "good", "bad")
+        self._bar.set_postfix({n: f"{row[n]:.3g}" for n in shown if n in row}, refresh=False)
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave the finished bar behind."""
+        self._bar.close()
+
+
+def write_curve(rows: list[dict[str, float]], folder: Path, title: str) -> None:
+    """Write ``curve.csv`` and ``curve.png``."""
+    columns = ["step", *(c for c in COLUMNS.values() if any(c in row for row in rows))]
+    with open(folder / "curve.csv", "w", encoding="ascii", newline="") as file:
+        table = csv.DictWriter(file, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
+    _draw(rows, folder / "curve.png", title)
+
+
+def smooth(values: list[float], half: int) -> list[float]:
+    """Average each value with up to ``half`` neighbours on either side."""
+    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def _draw(rows: list[dict[str, float]], file: Path, title: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [("Loss", {"loss": ("loss", "#4053d3")})]
+    if any("good" in row or "bad" in row for row in rows):
+        rewards = {"good": ("good rows", "#00843d"), "bad": ("bad rows", "#c8102e")}
+        panels.append((r"Reward  $\beta\,\log\,\pi/\pi_{\mathrm{ref}}$", rewards))
+    elif any("token_accuracy" in row for row in rows):
+        panels.append(("Token accuracy", {"token_accuracy": ("accuracy", "#00843d")}))
+    figure = Figure(figsize=(4.8 * len(panels), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12)
+    half = len(rows) // 20
+    for axes, (label, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        for column, (name, colour) in lines.items():
+            points = [(row["step"], row[column]) for row in rows if column in row]
+            steps, values = [p[0] for p in points], [p[1] for p in points]
+            marker = "o" if len(points) < 20 else None
+            if half:
+                axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+            axes.plot(
+                steps, smooth(values, half), color=colour, linewidth=2, marker=marker, label=name
+            )
+        axes.set(xlabel="optimiser step", ylabel=label)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(lines) > 1:
+            axes.axhline(0, color="black", linewidth=0.8)
+            axes.legend(frameon=False)
+    figure.savefig(file, dpi=150)

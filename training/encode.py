@@ -1,0 +1,109 @@
+"""From rows to tokens: what the policy is shown, and which tokens it learns.
+
+What is learned must follow exactly what the policy was shown when it wrote it. That holds when the
+rendered prompt is a prefix of the rendered prompt and completion, as text (a property of the chat
+template) and as tokens (a property of the row too: words may merge across the boundary).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toolwoz_gym.types import UsageError
+from training.dataset import Row
+
+TOO_LONG = "longer than max_length"
+MERGED = "tokens merge between prompt and completion"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A row as tokens."""
+
+    row: Row
+    ids: list[int]
+    """Tokens of the whole dialogue."""
+    spans: list[tuple[int, int]]
+    """Half-open ranges of ``ids`` to learn from: one per learned message, end token included."""
+
+    @property
+    def labels(self) -> list[int]:
+        """The tokens to predict: ``ids`` inside the spans, -100 (no loss) elsewhere."""
+        labels = [-100] * len(self.ids)
+        for start, end in self.spans:
+            labels[start:end] = self.ids[start:end]
+        return labels
+
+
+def encode(tokenizer: Any, row: Row) -> Encoded | None:
+    """Turn a row into tokens.
+
+    Returns:
+        None when tokens merge across the boundary between a prompt and what follows it.
+
+    Raises:
+        UsageError: The chat template renders a prompt alone differently than within its dialogue.
+    """
+    whole = _render(tokenizer, row.messages)
+    ids = _ids(tokenizer, whole)
+    spans = []
+    for i in row.learned:
+        ends = []
+        for text in (
+            _render(tokenizer, row.messages[:i], add_generation_prompt=True),
+            _render(tokenizer, row.messages[: i + 1]),
+        ):
+            if not whole.startswith(text):
+                raise UsageError(
+                    "the model's chat template renders a prompt alone differently than within its "
+                    "dialogue, so what would be learned is not what the model was shown: use a "
+                    "model whose template only ever appends"
+                )
+            part = _ids(tokenizer, text)
+            if ids[: len(part)] != part:
+                return None
+            ends.append(len(part))
+        spans.append((ends[0], ends[1]))
+    return Encoded(row, ids, spans)
+
+
+def encode_all(
+    tokenizer: Any, rows: Sequence[Row], max_length: int
+) -> tuple[list[Encoded], Counter[str]]:
+    """Turn rows into tokens and count the dropped ones.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        rows: What to learn from.
+        max_length: Rows of more tokens, prompt and completion together, are dropped.
+
+    Returns:
+        The kept rows in their order, and how many were dropped for which reason.
+
+    Raises:
+        UsageError: The chat template does not fit (see :func:`encode`).
+    """
+    kept, dropped = [], Counter[str]()
+    for row in rows:
+        encoded = encode(tokenizer, row)
+        if encoded is None:
+            dropped[MERGED] += 1
+        elif len(encoded.ids) > max_length:
+            dropped[TOO_LONG] += 1
+        else:
+            kept.append(encoded)
+    return kept, dropped
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]], **options: bool) -> str:
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    return text
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    # The template writes its own special tokens: the tokenizer must not add others.
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

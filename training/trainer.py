@@ -1,0 +1,115 @@
+"""What every training does around TRL's trainer: settings, silence, records."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback
+
+from toolwoz_gym.records import write_json
+from toolwoz_gym.types import UsageError
+from training.curve import Curve, write_curve
+from training.options import TrainOptions
+from training.output import RECORD, versions
+from training.policy import Policy, computes_in_bfloat16, save_adapter
+
+
+def arguments(options: TrainOptions, stage: Path) -> dict[str, Any]:
+    """Return the settings that transformers and TRL call by the same names in every trainer.
+
+    Raises:
+        UsageError: The machine offers more than one GPU to this process.
+    """
+    if torch.cuda.device_count() > 1:
+        raise UsageError("training runs on one GPU: choose it with CUDA_VISIBLE_DEVICES=0")
+    cuda = torch.cuda.is_available()
+    return {
+        "output_dir": str(stage),
+        "use_cpu": not cuda,
+        "bf16": computes_in_bfloat16(options.dtype),
+        "learning_rate": options.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": options.warmup_ratio,
+        "num_train_epochs": options.epochs,
+        "max_steps": options.max_steps or -1,
+        "per_device_train_batch_size": options.device_batch,
+        "gradient_accumulation_steps": options.batch // options.device_batch,
+        "gradient_checkpointing": options.gradient_checkpointing,
+        "seed": options.seed,
+        "max_length": None,  # rows that are too long were dropped and counted before
+        "logging_steps": 1,
+        "disable_tqdm": True,  # Curve shows the progress
+        "save_strategy": "no",
+        "report_to": "none",
+        "dataloader_pin_memory": cuda,
+    }
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what TRL and datasets say about matters that the training itself reports better."""
+    import datasets
+
+    logger = logging.getLogger("trl.trainer.kto_trainer")  # its advice on weights: see Balance
+    level, bars = logger.level, datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def run(trainer: Any, title: str) -> tuple[Curve, float]:
+    """Train to the end, with one live line.
+
+    Returns:
+        The course of the training, and its seconds.
+    """
+    trainer.remove_callback(PrinterCallback)
+    curve = Curve(title)
+    trainer.add_callback(curve)
+    start = time.monotonic()
+    trainer.train()
+    return curve, time.monotonic() - start
+
+
+def write_output(
+    stage: Path,
+    *,
+    trainer: Any,
+    policy: Policy,
+    options: TrainOptions,
+    record: dict[str, Any],
+    dropped: Counter[str],
+    curve: Curve,
+    seconds: float,
+) -> dict[str, Any]:
+    """Write the adapter, the record and the curve.
+
+    Returns:
+        The record, as ``training.json`` holds it.
+    """
+    save_adapter(trainer.model, policy.base, options.save_dtype, stage)
+    write_curve(curve.rows, stage, f"{record['kind'].upper()} of {options.model}")
+    record = {
+        **record,
+        "dropped": dict(dropped),
+        "metrics": {"first": curve.rows[0], "last": curve.rows[-1]},
+        "steps": trainer.state.global_step,
+        "seconds": round(seconds, 1),
+        "device": trainer.args.device.type,
+        "dtype": "bfloat16" if trainer.args.bf16 else "float32",
+        "versions": versions(),
+    }
+    write_json(stage / RECORD, record)
+    return record
