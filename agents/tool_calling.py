@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from agents.base import Backend, ChatMessage, Sampling
 from toolwoz_gym.actions import format_action, parse_action
-from toolwoz_gym.types import Message, ToolSpec
+from toolwoz_gym.types import AgentFailure, Message, ToolSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,14 @@ class ToolCallingAgent:
         """Return the model's next message.
 
         Raises:
+            AgentFailure: The dialogue no longer fits the model's context.
             BackendError: The model did not answer.
         """
         sampling = Sampling(self.temperature, self.max_tokens, seed)
         completion = self.backend.complete(self.prompt(view), sampling)
-        message = parse_action(completion.text)
         if completion.finish == "context":
-            message = Message("assistant", error="the dialogue no longer fits the model's context")
+            raise AgentFailure("the dialogue no longer fits the model's context")
+        message = parse_action(completion.text)
         return replace(message, raw=completion.text, usage=completion.usage)
 
     def prompt(self, view: Sequence[Message]) -> list[ChatMessage]:

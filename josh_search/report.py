@@ -74,7 +74,7 @@ def _slim_message(data: Mapping[str, Any]) -> dict[str, Any]:
     slim = {name: value for name, value in data.items() if name not in ("raw", "usage")}
     if (raw := data.get("raw")) is not None:
         message, written = message_from_json(slim), parse_action(raw)
-        if (written.content, written.call) != (message.content.strip(), message.call):
+        if (written.content, written.call) != (message.content, message.call):
             slim["raw"] = raw
     return slim
 

@@ -25,17 +25,30 @@ HOSTILE = (
 )
 AREAS = ("north", "south", "east", "west", "centre")
 HOTELS = ("The Grey Heron", "Mill House", "Arden Lodge", "The Copper Kettle", "Old Station Inn")
+CHROMIUM_FLAGS = (
+    "headless",
+    "no-sandbox",
+    "disable-gpu",
+    "disable-dev-shm-usage",
+    "disable-quic",
+    "disable-background-networking",
+    "disable-component-update",
+    "disable-sync",
+    "no-first-run",
+    "window-size=1400,900",
+)
 WORDS = ("Is there parking?", "For three nights, please.", "And a train on Sunday?", "Thank you!")
 
 
-def random_tree(seed: int, *, beam: int = 8, limit: int = 15, hit: float = 0.06) -> dict[str, Any]:
+def random_tree(seed: int, *, beam: int = 8, limit: int = 15, hit: float = 0.02) -> dict[str, Any]:
     """Play the search's own rules with dice for agent and customer; returns a tree's record."""
     rng = Random(seed)
     names = ["search_hotel", "book_hotel", "search_train", "book_train"][: rng.choice((2, 3, 4))]
     goals = [{"name": n, "arguments": {"area": rng.choice(AREAS), "day": ""}} for n in names]
     opening = {"role": "user", "content": "Hello, I need a place to stay."}
     root = {"id": 0, "parent": None, "step": None, "state": "root", "collapsed": False}
-    marks = {"met": [], "successful": False, "golden": False, "outcome": None}
+    marks: dict[str, Any] = {"met": [], "successful": False, "golden": False, "outcome": None}
+    nodes: list[dict[str, Any]]
     nodes = [{**root, "messages": [opening], **marks, "usage": {"prompt": 0, "completion": 0}}]
     live, outstanding, step = [0], list(range(len(goals))), 0
 
@@ -197,7 +210,7 @@ def test_raw_is_kept_only_where_it_says_more_than_the_action(tmp_path: Path) -> 
         {**said, "raw": "Thought: be polite.\nHello."},
         {"role": "assistant", "content": "{", "raw": "{", "error": "not valid JSON"},
     ]
-    (shown, *_) = (embedded(write_report(write_run(tmp_path, [tree])))["tree-0"][1],)
+    shown = embedded(write_report(write_run(tmp_path, [tree])))["tree-0"][1]
     assert shown["messages"] == [
         {"role": "assistant", "call": call},
         said,
@@ -257,12 +270,8 @@ class Browser:
     def __init__(self, port: int, chromium: str, profile: Path) -> None:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._base = f"http://127.0.0.1:{port}/session"
-        arguments = (
-            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-            "--disable-background-networking --disable-component-update --disable-sync "
-            "--disable-dev-shm-usage --window-size=1400,900"
-        ).split()
-        options = {"binary": chromium, "args": [*arguments, f"--user-data-dir={profile}"]}
+        arguments = [f"--{name}" for name in CHROMIUM_FLAGS] + [f"--user-data-dir={profile}"]
+        options = {"binary": chromium, "args": arguments}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         body = {"capabilities": {"alwaysMatch": wanted}}
         self._base += "/" + self._send("POST", "", body)["sessionId"]
@@ -334,7 +343,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def trees() -> list[dict[str, Any]]:
-    found = [random_tree(seed) for seed in range(8)]
+    found = [random_tree(seed) for seed in range(6, 14)]
     assert {tree["solved"] for tree in found} == {True, False}
     assert not found[0]["solved"]
     return found
@@ -375,8 +384,8 @@ def test_the_list_is_filtered_by_verdict_and_words(
     page.run("document.querySelector('[value=unsolved]').click()")
     assert shown_tasks(page) == [tree["task_id"] for tree in trees if not tree["solved"]]
     page.run("document.querySelector('[value=all]').click()")
-    page.type("#search", "000005 hotel")
-    assert shown_tasks(page) == ["builtin-train-000005"]
+    page.type("#search", "000009 hotel")
+    assert shown_tasks(page) == ["builtin-train-000009"]
     page.type("#search", "nothing has this")
     assert shown_tasks(page) == []
     assert page.text("#none") == "No task matches."
@@ -385,17 +394,21 @@ def test_the_list_is_filtered_by_verdict_and_words(
 @pytest.mark.browser
 def test_a_click_on_a_node_shows_its_dialogue(page: Browser, trees: list[dict[str, Any]]) -> None:
     page.click('#list [data-task="0"]')
-    leaf = next(n for n in trees[0]["nodes"] if n["step"] == 2 and n["state"] != "expanded")
+    leaf = next(n for n in trees[0]["nodes"] if n["state"] in ("pruned", "over"))
     page.click(f'.node[data-node="{leaf["id"]}"]')
-    assert page.text("#dialogue h2") == f"Step 3 · node {leaf['id']}"
-    assert page.run("return document.querySelectorAll('#chat .turn').length") == 4
+    assert page.text("#dialogue h2") == f"Step {leaf['step'] + 1} · node {leaf['id']}"
+    assert page.run("return document.querySelectorAll('#chat .turn').length") == leaf["step"] + 2
     assert page.run("return document.querySelectorAll('#chat .own').length") == 1
     own = page.run("return document.querySelector('#chat .own').textContent")
     chat = page.run("return document.querySelector('#chat').textContent")
     assert chat.startswith("OpeningCustomerHello, I need a place to stay.Step 1")
     for message in leaf["messages"]:
-        words = message.get("content") or message["call"]["name"]
-        assert words in own
+        if "call" in message:
+            assert "".join(x + y for x, y in message["call"]["arguments"].items()) in own
+        elif not message["content"].startswith("[{"):
+            assert message["content"] in own
+        else:
+            assert json.dumps(json.loads(message["content"]), indent=1) in own
 
 
 @pytest.mark.browser
@@ -428,14 +441,13 @@ def test_keys_walk_the_tree(page: Browser, trees: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.browser
-def test_nodes_never_lie_on_one_another(page: Browser) -> None:
+def test_the_golden_path_is_straight_and_no_node_lies_on_another(page: Browser) -> None:
     for seed in range(20):
-        places = page.run(
-            f"return layOut({json.dumps(random_tree(seed, hit=0.1)['nodes'])})"
-            ".map(n => [n.column, n.row])"
-        )
+        nodes = random_tree(seed, hit=0.1)["nodes"]
+        places = page.run(f"return layOut({json.dumps(nodes)}).map(n => [n.column, n.row])")
         assert len({tuple(place) for place in places}) == len(places)
-        assert max(row for _, row in places) < 16
+        assert {row for n, (_, row) in zip(nodes, places, strict=True) if n["golden"]} <= {0}
+        assert max(row for _, row in places) < 8
 
 
 @pytest.mark.browser
@@ -454,8 +466,8 @@ def test_hostile_text_is_shown_and_not_obeyed(browser: Browser, tmp_path: Path) 
     browser.open(write_report(run))
     assert browser.run("return document.title") == "hostile · JOSH search"
     assert browser.run("return document.querySelectorAll('img').length") == 0
-    shown = browser.run("return document.querySelector('#chat .said').textContent")
-    assert "</script><script>" in shown
+    said = "document.querySelector('#chat .said').textContent"
+    assert browser.run(f"return {said}.includes('</script><script>document.title')")
     for width in (1400, 400):
         browser.resize(width, 900)
         assert browser.run("return document.documentElement.scrollWidth") <= width

@@ -91,4 +91,4 @@ def _make_user(user: str | UserSimulator | Sequence[str]) -> UserSimulator:
     return ReplayUser(tuple(user)) if isinstance(user, Sequence) else user
 
 
-gym.register(id="ToolWOZ-v0", entry_point=make_toolwoz, nondeterministic=False)
+gym.register(id="ToolWOZ-v0", entry_point="toolwoz_gym:make_toolwoz", nondeterministic=False)

@@ -1,4 +1,4 @@
-"""Data that is prepared on the user's machine: where it lives, where it comes from, how it is swapped.
+"""Data that is prepared on the user's machine: where it lives and where it comes from.
 
 Nothing that is read here is ever executed or extracted: files are read out of folders and archives
 into memory, each up to a limit.
@@ -122,7 +122,7 @@ def open_archive(name: str, data: bytes) -> Source:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except _DAMAGE as error:
         raise UsageError(f"{name} is no zip archive, or a damaged one: {_reason(error)}") from None
-    members = [member for member in archive.infolist() if not member.is_dir()]
+    members = [member for member in archive.infolist() if not member.filename.endswith("/")]
     return Source(name, {m.filename: partial(_read_member, archive, m) for m in members})
 
 
@@ -186,7 +186,8 @@ def _read_file(path: Path, limit: int) -> bytes:
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes:
-    # The reader never gives more than the declared size, which may itself be a lie or a bomb.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise NotImplementedError("it is compressed in an unusual way")
     with archive.open(member) as file:
         return file.read(limit + 1)
 

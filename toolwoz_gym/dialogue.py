@@ -77,6 +77,10 @@ class Dialogue:
             return self._ended(after)
         return self._limited(after)
 
+    def cut_off(self, episode: Episode) -> Episode:
+        """End a running dialogue where it stands, as the step limit would."""
+        return self._ended(replace(episode, truncated=True))
+
     def goals_met(self, episode: Episode) -> frozenset[int]:
         """Return the indices of the goals that are met so far."""
         return self.domain.goals_met(episode.task, episode.world)
@@ -84,7 +88,7 @@ class Dialogue:
     def _limited(self, episode: Episode) -> Episode:
         if episode.steps < self.max_steps:
             return episode
-        return self._ended(replace(episode, truncated=True))
+        return self.cut_off(episode)
 
     def _ended(self, episode: Episode) -> Episode:
         reward = self.domain.score(episode)

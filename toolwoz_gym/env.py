@@ -160,7 +160,7 @@ class DialogueEnv(gym.Env[str, str]):
         twin._np_random = None  # each draws its own luck if it is ever reset without a seed
         return twin
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return the dialogue so far as text (``ansi``); ``human`` prints as it goes."""
         return self._transcript(0) if self.render_mode == "ansi" else None
 

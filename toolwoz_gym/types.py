@@ -25,6 +25,10 @@ class ToolError(Exception):
     """A mistake in a tool call: its text is shown to the model as an ``Error: `` observation."""
 
 
+class AgentFailure(Exception):
+    """An agent that cannot go on with a dialogue: the dialogue is cut off there."""
+
+
 class UserFault(Exception):
     """A customer that cannot go on as it should: the episode ends as ``user_fault``."""
 

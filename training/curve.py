@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 COLUMNS = {
@@ -30,20 +30,19 @@ class Curve(TrainerCallback):  # type: ignore[misc]
         self.rows: list[dict[str, float]] = []
         """``step`` and the columns that the trainer logged at it. Rewards are β times the log-ratio
         of policy to reference, averaged over the step's good or bad rows."""
-        self._title = title
-        self._bar: Any = None
+        self._bar = Progress(
+            TextColumn(title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=Console(stderr=True),
+        )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Show the bar."""
-        # Where nobody watches, one line in a while is enough.
-        seconds = 0.1 if sys.stderr.isatty() else 30.0
-        self._bar = tqdm(
-            total=state.max_steps,
-            desc=self._title,
-            unit="step",
-            mininterval=seconds,
-            dynamic_ncols=True,
-        )
+        self._task = self._bar.add_task("", total=state.max_steps, numbers="")
+        self._bar.start()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         """Take down one step."""
@@ -52,12 +51,12 @@ class Curve(TrainerCallback):  # type: ignore[misc]
         row = {name: float(logs[key]) for key, name in COLUMNS.items() if key in logs}
         self.rows.append({"step": state.global_step, **row})
         shown = ("loss", "token_accuracy", "good", "bad")
-        self._bar.set_postfix({n: f"{row[n]:.3g}" for n in shown if n in row}, refresh=False)
-        self._bar.update(state.global_step - self._bar.n)
+        numbers = "  ".join(f"{n} {row[n]:.3f}" for n in shown if n in row)
+        self._bar.update(self._task, completed=state.global_step, numbers=numbers)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Leave the finished bar behind."""
-        self._bar.close()
+        self._bar.stop()
 
 
 def write_curve(rows: list[dict[str, float]], folder: Path, title: str) -> None:

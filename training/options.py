@@ -15,10 +15,8 @@ class TrainOptions:
     """Options that KTO and supervised fine-tuning share."""
 
     model: str = "bundled"
-    """The policy to train: "bundled", "bundled-base", a folder of a model or of an adapter, or a name
-    on the Hugging Face hub. An adapter is trained further; a model without one gets a new one."""
-    out: Path
-    """Folder for the trained adapter and the training's records."""
+    """The policy to train: "bundled", "bundled-base", a folder of a model or of an adapter, or a
+    name on the Hugging Face hub. An adapter is trained further; a model without one gets one."""
     lora_r: int = 64
     """Rank of a new adapter. It goes on all linear layers but the output."""
     lora_alpha: int = 64
@@ -71,7 +69,7 @@ class TrainOptions:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the options as JSON data, without the folder that they are stored in."""
+        """Return the options as JSON data, without ``out``: it does not change what is trained."""
         values = dataclasses.asdict(self)
-        del values["out"]
+        values.pop("out", None)
         return {k: v.as_posix() if isinstance(v, Path) else v for k, v in values.items()}

@@ -1,7 +1,7 @@
 """MultiWOZ 2.1 as a ToolWOZ world: read where it is published, converted once, loaded when played.
 
-Prepared data is a folder of ``tables.json``, one ``tasks-<split>.jsonl`` per split, and ``meta.json``,
-which says where they came from and holds their digest.
+Prepared data is a folder of ``tables.json``, one ``tasks-<split>.jsonl`` per split, and
+``meta.json``, which says where they came from and holds their digest.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def booked_items(log: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     An item that lacks its entity's key is given what the final belief state has for it, if that
     says anything.
     """
-    state = next((turn["metadata"] for turn in reversed(log) if turn.get("metadata")), {})
+    state: Mapping[str, Any] = next((turn["metadata"] for turn in reversed(log) if turn.get("metadata")), {})
     items = {}
     for domain in DOMAINS:
         booked = state.get(domain, {}).get("book", {}).get("booked")
@@ -216,7 +216,7 @@ def _only(source: Source, pattern: str, limit: int) -> bytes:
 
 
 def _database(source: Source, domain: str) -> bytes:
-    """Return a database, by its content: a checkout has one in its archive too, which may differ."""
+    """Return a database, chosen by content: a checkout's archive has some too, which may differ."""
     name, wanted = f"{domain}_db.json", BLOBS[f"db/{domain}_db.json"]
     paths = source.named(name)
     if not paths:
@@ -286,7 +286,7 @@ def _json(data: bytes, name: str) -> Any:
 
 
 def _dump(value: Any) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+    return (json.dumps(value, separators=(",", ":")) + "\n").encode("ascii")
 
 
 def _fingerprint(contents: Mapping[str, bytes]) -> str:

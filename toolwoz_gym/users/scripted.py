@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from toolwoz_gym.seeding import Luck
 from toolwoz_gym.toolwoz.goals import EMPTY
@@ -33,6 +33,9 @@ from toolwoz_gym.types import END_CONVERSATION, Message, Task
 
 PATIENCE = 3
 """So many turns in a row that get nowhere end the dialogue."""
+
+_Act: TypeAlias = tuple[str, tuple[str, ...]]
+"""A kind of speech act, and the parameters or attributes that it is about."""
 
 
 class ScriptedUser:
@@ -66,7 +69,7 @@ class _Mind:
     heard: frozenset[str] = frozenset()
     """Attributes of the entity that the agent has told."""
     patience: int = PATIENCE
-    acts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    acts: tuple[_Act, ...] = ()
     """What it says now: kinds of speech act, each with the parameters it is about."""
 
 
@@ -201,12 +204,15 @@ def _fall_back(wish: Wish, mind: _Mind) -> _Mind:
         new = _book_values(wish, after)
     changed = [slot for slot in new if new[slot] != old.get(slot)]
     dropped = [slot for slot in old if slot not in new]
-    acts = (("instead", _in_order(wish, changed)),) if changed else ()
+    acts: list[_Act] = []
+    if changed:
+        acts.append(("instead", _in_order(wish, changed)))
     if dropped:
-        acts += (("shrug", tuple(dropped)),)
+        acts.append(("shrug", tuple(dropped)))
     if not acts:
-        acts = (("insist", _in_order(wish, mind.told)),)
-    return replace(after, told=mind.told | frozenset(changed), patience=PATIENCE, acts=acts)
+        acts.append(("insist", _in_order(wish, mind.told)))
+    told = mind.told | frozenset(changed)
+    return replace(after, told=told, patience=PATIENCE, acts=tuple(acts))
 
 
 def _answer(wish: Wish, mind: _Mind, heard: _Heard) -> _Mind | None:

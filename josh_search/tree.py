@@ -1,0 +1,124 @@
+"""The tree of a search: its nodes, and the record of it on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from toolwoz_gym.records import message_to_json, usage_to_json
+from toolwoz_gym.types import Episode, Message, Task, Usage
+
+
+@dataclass(slots=True)
+class Node:
+    """The dialogue just after one agent turn, and after the customer's answer once it was asked."""
+
+    id: int
+    parent: Node | None
+    step: int | None
+    """The search step in which the turn was played; None for the root, the customer's opening."""
+    episode: Episode
+    """A snapshot: children begin with it, and share what it holds."""
+    state: Literal["root", "expanded", "live", "pruned", "over"]
+    """``expanded``: went on to children; ``live``: alive when the search ended; ``pruned``: dropped
+    when another leaf met a goal; ``over``: its dialogue ended."""
+    met: frozenset[int] = frozenset()
+    """The outstanding goals that the turn met."""
+    collapsed: bool = False
+    """Whether the turn was the target to which the tree collapsed."""
+    successful: bool = False
+    """Whether the node or one below it met a goal."""
+    golden: bool = False
+    """Whether the node leads to a target, or is one."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What the node adds to its parent's dialogue."""
+        start = len(self.parent.episode.messages) if self.parent else 0
+        return self.episode.messages[start:]
+
+    def path(self) -> list[Node]:
+        """Return the nodes from the root to this one."""
+        path: list[Node] = []
+        node: Node | None = self
+        while node is not None:
+            path.append(node)
+            node = node.parent
+        return path[::-1]
+
+
+@dataclass(slots=True)
+class Tree:
+    """What a search has grown."""
+
+    task: Task
+    seed: int
+    nodes: list[Node] = field(default_factory=list)
+    """In order of creation: parents before children, step by step, left to right."""
+    goals_met: frozenset[int] = frozenset()
+    """The goals on the golden path."""
+    solved: bool = False
+    steps: int = 0
+    """Search steps played."""
+
+    def grow(self, parent: Node | None, step: int | None, episode: Episode) -> Node:
+        """Add a node; ``live``, or ``over`` when its dialogue has ended."""
+        state: Literal["root", "live", "over"] = "live" if parent else "root"
+        if episode.outcome is not None:
+            state = "over"
+        node = Node(len(self.nodes), parent, step, episode, state)
+        self.nodes.append(node)
+        return node
+
+    @property
+    def progress(self) -> float:
+        """The fraction of the task's goals that were met; 0.0 when it has none."""
+        return len(self.goals_met) / len(self.task.goals) if self.task.goals else 0.0
+
+
+def tree_to_json(tree: Tree, trial: int) -> dict[str, Any]:
+    """Return the record of a finished search: a line of ``trees.jsonl``."""
+    messages = [m for node in tree.nodes for m in node.messages]
+    return {
+        "key": tree_key(tree.task, trial),
+        "task_id": tree.task.id,
+        "trial": trial,
+        "seed": tree.seed,
+        "instruction": tree.task.instruction,
+        "goals": [{"name": g.name, "arguments": dict(g.arguments)} for g in tree.task.goals],
+        "solved": tree.solved,
+        "progress": tree.progress,
+        "goals_met": sorted(tree.goals_met),
+        "steps": tree.steps,
+        "usage": {
+            "agent": usage_to_json(_usage(messages, "assistant")),
+            "user": usage_to_json(_usage(messages, "user")),
+        },
+        "nodes": [_node_to_json(node) for node in tree.nodes],
+    }
+
+
+def tree_key(task: Task, trial: int) -> str:
+    """Return the key of a search's record: its task and its trial."""
+    return f"{task.id}/{trial}"
+
+
+def _node_to_json(node: Node) -> dict[str, Any]:
+    return {
+        "id": node.id,
+        "parent": node.parent.id if node.parent else None,
+        "step": node.step,
+        "state": node.state,
+        "collapsed": node.collapsed,
+        "met": sorted(node.met),
+        "successful": node.successful,
+        "golden": node.golden,
+        "outcome": node.episode.outcome,
+        "usage": usage_to_json(_usage(node.messages, "assistant")),
+        "messages": [message_to_json(m) for m in node.messages],
+    }
+
+
+def _usage(messages: Sequence[Message], role: str) -> Usage:
+    return sum((m.usage for m in messages if m.role == role and m.usage), Usage())
