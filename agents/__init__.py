@@ -1,0 +1,1 @@
+"""Policies: agents behind language models, and scripted ones."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -36,8 +36,8 @@ class Completion:
     """Without the template's end-of-message token."""
     usage: Usage
     finish: Literal["stop", "length", "context"]
-    """``stop``: the model ended its message; ``length``: ``max_tokens`` did; ``context``: the prompt
-    leaves no room in the model's context, and nothing was written."""
+    """``stop``: the model ended its message; ``length``: ``max_tokens`` did; ``context``: the
+    prompt leaves no room in the model's context, and nothing was written."""
 
 
 class Backend(Protocol):
@@ -61,17 +61,13 @@ class Agent(Protocol):
         Args:
             view: The dialogue so far: customer, agent and tools.
             seed: Where the agent's luck comes from.
+
+        Raises:
+            AgentFailure: It cannot go on with this dialogue.
+            BackendError: The model behind it did not answer.
         """
         ...
 
-    def prompt(self, view: Sequence[Message]) -> list[ChatMessage]:
-        """Return exactly what the model is shown before it writes its next message."""
-        ...
 
-
-class AgentFactory(Protocol):
-    """Makes the agent for a task: language models ignore it, scripted ones look at its goal."""
-
-    def __call__(self, task: Task) -> Agent:
-        """Return an agent that plays ``task``."""
-        ...
+AgentFactory: TypeAlias = Callable[[Task], Agent]
+"""Makes the agent for a task: language models ignore it, scripted ones look at its goal."""

@@ -194,7 +194,7 @@ def _refusal_of_hub(name: str) -> str:
     Asked beforehand because the loaders try an unreachable hub again and again, for half a minute.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.utils import httpx
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     try:
         if not isinstance(try_to_load_from_cache(name, "config.json"), str):

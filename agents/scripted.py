@@ -125,7 +125,9 @@ def _book(wish: Wish, desk: _Desk) -> Message:
     booking = {**{k: v for k, v in wish.book.items() if k in heard}, **heard, key: wish.book[key]}
     if booking == desk.last_booking:
         booking = dict(wish.book)
-    return _call(f"book_{wish.domain}", {name: booking[name] for name in wish.book if name in booking})
+    return _call(
+        f"book_{wish.domain}", {name: booking[name] for name in wish.book if name in booking}
+    )
 
 
 _QUESTIONS = {
@@ -142,13 +144,15 @@ def _offer(wish: Wish, desk: _Desk) -> Message:
         return _say(f"I am sorry, there is no such {wish.domain}. What else would you like?")
     if wish.domain == "train":
         offer = f"{row['trainID']} leaves at {row['leaveAt']} and arrives at {row['arriveBy']}."
-    elif wish.domain == "restaurant":
-        offer = f"{row['name']} is a {row['pricerange']} {row['food']} restaurant in the {row['area']}."
+        return _say(f"{offer} Shall I book it?")
+    what = row["type"]
+    if wish.domain == "restaurant":
+        what = f"{row['pricerange']} {row['food']} restaurant"
     elif wish.domain == "hotel":
-        offer = f"{row['name']} is a {row['pricerange']} {row['type']} in the {row['area']}."
-    else:
-        return _say(f"{row['name']} is a {row['type']} in the {row['area']}.")
-    return _say(f"{offer} Shall I book it?")
+        what = f"{row['pricerange']} {row['type']}"
+    article = "an" if what[0] in "aeiou" else "a"
+    offer = f"{row['name']} is {article} {what} in the {row['area']}."
+    return _say(offer if wish.domain == "attraction" else f"{offer} Shall I book it?")
 
 
 def _tell_booking(answer: Mapping[str, Any]) -> Message:

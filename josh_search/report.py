@@ -56,11 +56,8 @@ def write_report(run: Path) -> Path:
 
 def _script(name: str, data: Any) -> str:
     """Return data as an inert script element: without ``<``, no text can end or open anything."""
-    return f'<script type="application/json" id="{name}">{_escape(dump(data))}</script>\n'
-
-
-def _escape(text: str) -> str:
-    return text.replace("<", "\\u003c")
+    text = dump(data).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'
 
 
 def _slim_node(node: Mapping[str, Any]) -> dict[str, Any]:

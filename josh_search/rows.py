@@ -1,7 +1,7 @@
 """From trees to training rows: what was good at a prompt, and what was worse.
 
-A row is ``prompt`` (the chat that the model was shown), ``completion`` (one assistant message as the
-model wrote it) and, for KTO, ``label``. Only solved searches give rows.
+A row is ``prompt`` (the chat that the model was shown), ``completion`` (one assistant message as
+the model wrote it) and, for KTO, ``label``. Only solved searches give rows.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from toolwoz_gym.seeding import derive
 from toolwoz_gym.toolwoz.domain import ToolWOZ
 from toolwoz_gym.types import END_CONVERSATION, AgentFailure, Message, ToolCall
 
+
 class Script:
     """Agent and customer of a recorded search: what they do depends on step and leaf only."""
 

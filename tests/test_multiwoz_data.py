@@ -240,8 +240,9 @@ def test_booked_items() -> None:
         "restaurant": {"reference": "R"}
     }
     assert booked_items(WALK["log"]) == {}
-    # The customer may have the last word: the state is then that of the turn before.
-    log = [*eats({"name": "pepper", "reference": "R"})["log"], {"text": "bye", "metadata": {}}]
+    # The last state counts. The customer may have the last word: it is then the turn before.
+    earlier, later = (eats({"name": name, "reference": "R"})["log"] for name in ("salt", "pepper"))
+    log = [*earlier, *later, {"text": "bye", "metadata": {}}]
     assert booked_items(log) == {"restaurant": {"name": "pepper", "reference": "R"}}
 
 
@@ -387,6 +388,15 @@ def test_a_failure_leaves_the_folder_alone(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), replacing(folder) as new:
         write(new / "file", b"half")
         raise KeyboardInterrupt
+    assert (folder / "file").read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_swap_that_fails_is_undone(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write(folder / "file", b"old")
+    with pytest.raises(UsageError, match="cannot write"), replacing(folder) as new:
+        new.rmdir()
     assert (folder / "file").read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [folder]
 

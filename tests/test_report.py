@@ -153,7 +153,6 @@ def write_run(folder: Path, trees: list[dict[str, Any]]) -> Path:
         who: {part: sum(t["usage"][who][part] for t in trees) for part in ("prompt", "completion")}
         for who in ("agent", "user")
     }
-    kept = {"good": 20, "bad": 31}
     summary = {
         "run": folder.name,
         "tasks": len(trees),
@@ -161,13 +160,14 @@ def write_run(folder: Path, trees: list[dict[str, Any]]) -> Path:
         "solved": sum(t["solved"] for t in trees),
         "goals_met": sum(len(t["goals_met"]) for t in trees),
         "goals_total": sum(len(t["goals"]) for t in trees),
-        "progress": sum(t["progress"] for t in trees) / (len(trees) or 1),
+        "progress": sum(len(t["goals_met"]) for t in trees) / sum(len(t["goals"]) for t in trees),
         "usage": totals,
         "leaves": sum(len(t["nodes"]) - 1 for t in trees),
         "rows": {
-            "kto": {"kept": kept, "dropped": {"same as golden": 7, "malformed on golden path": 2}},
-            "sft": {"kept": {"good": 20}, "dropped": {}},
-            "dpo": {"kept": {"pairs": 18}, "dropped": {}},
+            "kto": {"good": 20, "bad": 31},
+            "sft": 20,
+            "dpo": 18,
+            "dropped": {"messages of golden paths with malformed output": 2},
         },
         "seconds": 412.0,
         "model": "Qwen/Qwen2.5-0.5B-Instruct",
@@ -373,7 +373,7 @@ def test_the_first_screen_shows_the_first_solved_tree(
     assert page.text("#dialogue h2") == f"Step {tree['steps']} · node {last}"
     assert page.text("#instruction") == tree["instruction"]
     assert page.text("#run h1") == "JOSH search: demo"
-    assert "malformed on golden path" in page.text("#run")
+    assert "dropped 2 messages of golden paths with malformed output" in page.text("#run")
     assert page.run("return document.querySelectorAll('.node').length") == len(tree["nodes"])
 
 
@@ -473,6 +473,19 @@ def test_hostile_text_is_shown_and_not_obeyed(browser: Browser, tmp_path: Path) 
         assert browser.run("return document.documentElement.scrollWidth") <= width
     browser.resize(1400, 900)
     assert browser.complaints() == []
+
+
+@pytest.mark.browser
+def test_a_run_under_way_shows_the_figures_of_its_trees(page: Browser, tmp_path: Path) -> None:
+    with_summary = (
+        page.text("#run .figure:nth-of-type(2)"),
+        page.text("#run .figure:nth-of-type(3)"),
+    )
+    (tmp_path / "demo" / "summary.json").unlink()
+    page.open(write_report(tmp_path / "demo"))
+    assert page.complaints() == []
+    without = page.text("#run .figure:nth-of-type(2)"), page.text("#run .figure:nth-of-type(3)")
+    assert without == with_summary
 
 
 @pytest.mark.browser

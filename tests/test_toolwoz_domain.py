@@ -132,7 +132,7 @@ def test_wishes() -> None:
             "info": {"food": "thai"},
             "book": {**BOOK, "invalid": True},
             "fail_info": {"food": "welsh"},
-            "fail_book": {"time": "20:00"},
+            "fail_book": {"time": "20:00", "name": "lime"},
             "reqt": ["phone", "area"],
         },
         "attraction": {},
@@ -359,6 +359,7 @@ def test_splits() -> None:
         ),
         ("book_taxi", {}, "there is no tool 'book_taxi'; the tools are search_restaurant, .*"),
         (None, {}, "there is no tool NoneType; .*"),
+        (["search_train"], {}, "there is no tool list; .*"),
         (
             "book_train",
             {"day": "monday"},

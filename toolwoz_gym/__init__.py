@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import gymnasium as gym
 
@@ -18,7 +19,7 @@ from toolwoz_gym.users.scripted import ScriptedUser
 
 __version__ = "0.1.0"
 
-__all__ = ["Dialogue", "DialogueEnv", "UsageError", "load_world", "make_toolwoz"]
+__all__ = ["Dialogue", "DialogueEnv", "UsageError", "load_world", "make_env", "make_toolwoz"]
 
 MAX_STEPS = 45
 """ToolWOZ's limit on assistant messages: 15 agent turns of at most 3 model outputs."""
@@ -52,6 +53,20 @@ def make_toolwoz(
     return DialogueEnv(dialogue, split=split, render_mode=render_mode)
 
 
+def make_env(env_id: str, **arguments: Any) -> DialogueEnv:
+    """Make an environment of this package by its id, without Gymnasium's wrappers.
+
+    Raises:
+        UsageError: There is no such environment, or its arguments are wrong.
+    """
+    ours = [name for name, spec in gym.registry.items() if spec.entry_point == _ENTRY_POINT]
+    if env_id not in ours:
+        raise UsageError(f"no environment {env_id!r}: choose {' or '.join(ours)}")
+    env = gym.make(env_id, disable_env_checker=True, **arguments).unwrapped
+    assert isinstance(env, DialogueEnv)
+    return env
+
+
 def load_world(name: str) -> ToolWOZ:
     """Return a world of ToolWOZ by its name.
 
@@ -80,7 +95,7 @@ def load_world(name: str) -> ToolWOZ:
 
 @cache  # once is enough
 def _announce(name: str) -> None:
-    logging.getLogger(__name__).warning("world='auto' plays the world %r", name)
+    logging.getLogger(__name__).warning("world='auto' stands for %r here", name)
 
 
 def _make_user(user: str | UserSimulator | Sequence[str]) -> UserSimulator:
@@ -91,4 +106,6 @@ def _make_user(user: str | UserSimulator | Sequence[str]) -> UserSimulator:
     return ReplayUser(tuple(user)) if isinstance(user, Sequence) else user
 
 
-gym.register(id="ToolWOZ-v0", entry_point="toolwoz_gym:make_toolwoz", nondeterministic=False)
+_ENTRY_POINT = "toolwoz_gym:make_toolwoz"
+
+gym.register(id="ToolWOZ-v0", entry_point=_ENTRY_POINT)

@@ -28,7 +28,9 @@ def parse_action(text: str) -> Message:
     with it, and the dialogue answers it with an error observation.
     """
     if len(text) > MAX_CHARS:
-        return _mistake(text, f"the message has {len(text)} characters; at most {MAX_CHARS} are read")
+        return _mistake(
+            text, f"the message has {len(text)} characters; at most {MAX_CHARS} are read"
+        )
     if not text.strip():
         return _mistake(text, "the message is empty")
     if not text.lstrip().startswith("{"):

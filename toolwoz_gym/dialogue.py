@@ -101,5 +101,5 @@ class Dialogue:
 
 
 def _is_spoken(message: Message) -> bool:
-    """Whether the customer hears the message: tool calls and malformed ones stay behind the desk."""
+    """Whether the customer hears it: tool calls and malformed messages stay behind the desk."""
     return message.call is None and message.error is None

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +35,40 @@ class RunFolder:
         Raises:
             UsageError: The folder cannot be written, or holds a run of another configuration.
         """
+        self.check(path, config)
         self.path = path
-        config = json.loads(json.dumps(config))
         file = path / "config.json"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if file.exists():
-                _refuse_other(path, json.loads(file.read_text("utf-8")), config)
-            else:
-                write_json(file, config)
-        except (OSError, json.JSONDecodeError) as error:
-            raise UsageError(f"cannot use the run folder {path}: {error}") from None
+            if not file.exists():
+                write_json(file, {**config, "made_with": provenance()})
+        except OSError as error:
+            raise UsageError(f"cannot write the run folder {path}: {error.strerror}") from None
+
+    @staticmethod
+    def check(path: Path, config: Mapping[str, Any]) -> None:
+        """Find out whether a folder can hold a run, without writing anything.
+
+        Raises:
+            UsageError: It holds a run of another configuration, or something else.
+        """
+        file = path / "config.json"
+        try:
+            if not file.exists():
+                if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                    raise UsageError(f"{path} holds something else: choose another run folder")
+                return
+            old = json.loads(file.read_text("utf-8"))
+        except OSError as error:
+            raise UsageError(f"cannot read the run folder {path}: {error.strerror}") from None
+        except ValueError:
+            raise UsageError(f"{file} is damaged: choose another run folder") from None
+        changes = _changes(old, json.loads(json.dumps(config)))
+        if changes:
+            raise UsageError(
+                f"{path} holds a run of another configuration ({', '.join(changes)}): "
+                "choose another run folder, or delete this one"
+            )
 
     def log(self, name: str) -> Log:
         """Open ``<name>.jsonl``, to read what is finished and to append."""
@@ -181,12 +209,29 @@ def _whole_bytes(path: Path) -> int:
     return 0
 
 
-def _refuse_other(path: Path, old: Any, new: Any) -> None:
-    if old == new:
-        return
-    keys = sorted({*old, *new}) if isinstance(old, dict) else []
-    changed = ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k))
-    raise UsageError(
-        f"{path} holds a run of another configuration ({changed or 'unreadable'}): "
-        "choose another run folder, or delete this one"
-    )
+def _changes(old: Any, new: Any, name: str = "") -> list[str]:
+    """Return what differs between two configurations; what ``old`` has in addition is no matter."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        return [c for key in new for c in _changes(old.get(key), new[key], name=key)]
+    return [] if old == new else [f"{name}: {_short(old)}, now {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def provenance() -> dict[str, Any]:
+    """Return with what a run is made: versions of the packages that matter, and the git commit."""
+    versions = {"python": platform.python_version()}
+    for name in ("toolwoz-gym", "gymnasium", "torch", "transformers", "peft", "trl"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    here = Path(__file__).resolve().parents[1]
+    commit = None
+    if (here / ".git").exists() and (git := shutil.which("git")):
+        asked = subprocess.run(
+            [git, "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+        commit = asked.stdout.strip() or None
+    return {"versions": versions, "commit": commit}

@@ -1,8 +1,8 @@
 """Luck is derived, never carried.
 
-Every random choice draws from a seed that is a hash of what it depends on: the episode's seed, what
-was said, the branch. There is no generator to fork, and the same words meet the same answer in every
-branch, on every machine, in any order of threads.
+Every random choice draws from a seed that is a hash of what it depends on: the episode's seed,
+what was said, the branch. There is no generator to fork, and the same words meet the same answer in
+every branch, on every machine, in any order of threads.
 """
 
 from __future__ import annotations

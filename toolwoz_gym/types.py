@@ -109,7 +109,7 @@ class ToolSpec:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one customer wants, and what counts as having got it. Domains add fields of their own."""
+    """What one customer wants, and what counts as having got it. Domains add their own fields."""
 
     id: str
     """Unique within the domain's data."""

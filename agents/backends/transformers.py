@@ -207,7 +207,7 @@ class TransformersBackend:
 
     def _answer(self, batch: _Batch) -> None:
         """Answer the calls of a batch, once it is complete."""
-        joined = 0
+        joined = -1
         while joined < len(batch.calls) < self._max_batch:
             joined = len(batch.calls)
             time.sleep(_QUIET)
@@ -242,7 +242,7 @@ class TransformersBackend:
             return False
         if len(new):
             cache = DynamicCache(self._store.read(known))
-            self._forward(cache, new[None])
+            self._forward(cache, new[None], logits_to_keep=1)
             fresh = [
                 (layer.keys[:, :, len(known) :], layer.values[:, :, len(known) :])
                 for layer in cache.layers
@@ -289,13 +289,10 @@ class TransformersBackend:
         """Run the model on tokens of shape [1, n] after those in the cache, which it extends.
 
         Returns:
-            Logits of shape [n, vocabulary].
+            Logits of shape [n, vocabulary], or what ``logits_to_keep`` makes of it.
         """
         ids = torch.from_numpy(tokens).to(self._model.device)
-        keep = 0 if how else 1
-        out = self._model(
-            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep, **how
-        )
+        out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **how)
         logits: torch.Tensor = out.logits[0]
         return logits
 
@@ -313,7 +310,7 @@ class _Columns(DynamicLayer):  # type: ignore[misc]
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, room: int) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self._width = keys.shape[2]
+        self._width: int = keys.shape[2]
         self._room_of = [x.new_empty(1, x.shape[1], room, x.shape[3]) for x in (keys, values)]
         for buffer, x in zip(self._room_of, (keys, values), strict=True):
             buffer[:, :, : self._width] = x

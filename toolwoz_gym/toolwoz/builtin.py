@@ -1,8 +1,8 @@
 """The built-in world: a fictional city and as many tasks in it as anyone wants.
 
-Everything follows from a seed, with the same bytes on every machine: the city's tables in MultiWOZ's
-columns, and goals in MultiWOZ's shape, which then take the same road as MultiWOZ's own. The splits
-are disjoint by construction: the goal calls of a task, hashed, say which split it belongs to.
+Everything follows from a seed, with the same bytes on every machine: the city's tables in
+MultiWOZ's columns, and goals in MultiWOZ's shape, which then take the same road as MultiWOZ's own.
+The splits are disjoint by construction: a hash of a task's goal calls says where it belongs.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def _booked(table: Table, wish: Wish) -> RowSet:
 
 def _check(call: ToolCall) -> None:
     """Refuse a call that the tools cannot make sense of."""
-    if call.name not in PARAMETERS:
+    if not isinstance(call.name, str) or call.name not in PARAMETERS:
         raise ToolError(f"there is no tool {_quoted(call.name)}; the tools are {_ALL_TOOLS}")
     if not isinstance(call.arguments, Mapping):
         raise ToolError(f"the arguments of {call.name} must be an object")

@@ -170,7 +170,9 @@ def booked_items(log: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     An item that lacks its entity's key is given what the final belief state has for it, if that
     says anything.
     """
-    state: Mapping[str, Any] = next((turn["metadata"] for turn in reversed(log) if turn.get("metadata")), {})
+    state: Mapping[str, Any] = next(
+        (turn["metadata"] for turn in reversed(log) if turn.get("metadata")), {}
+    )
     items = {}
     for domain in DOMAINS:
         booked = state.get(domain, {}).get("book", {}).get("booked")

@@ -1,12 +1,12 @@
 """A ToolWOZ customer that needs no model.
 
 It works from the structured goal alone and hears only what the agent says: no tool traffic. It
-tells its wishes piecemeal, answers what it is asked, falls back when its first choice fails, asks for
-what it was told to find out, loses patience with an agent that gets nowhere, and says goodbye.
+tells its wishes piecemeal, answers what it is asked, falls back when its first choice fails, asks
+for what it was told to find out, loses patience with an agent that gets nowhere, and says goodbye.
 
 It has no state: what it has in mind is worked out anew from the conversation each time it speaks,
-by hearing the agent's turns one after the other (:func:`_hear`). What it does is decided there; only
-the wording is drawn at random, from a seed that hashes all that was said.
+by hearing the agent's turns one after the other (:func:`_hear`). What it does is decided there;
+only the wording is drawn at random, from a seed that hashes all that was said.
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ def _hear_search(wish: Wish, mind: _Mind, heard: _Heard) -> _Mind:
         return told if heard.offer else replace(told, patience=mind.patience - 1)
     if not heard.offer:
         return _insist(wish, mind)
-    if mind.first_search:  # the agent found what should not be there: the goal still wants the other
+    if (
+        mind.first_search
+    ):  # the agent found what should not be there: the goal still wants the other
         return _fall_back(wish, mind)
     return _begin_booking(wish, mind)
 
@@ -307,7 +309,11 @@ _OPENINGS = ("I am looking for a {}", "I need a {}", "Can you find me a {}", "I 
 _LATER = ("I also need a {}", "I am also looking for a {}", "Could you also find me a {}")
 _LINES: Mapping[str, tuple[str, ...]] = {
     "tell": ("One {}, please.", "It should be one {}.", "I would like one {}.", "{}, please."),
-    "instead": ("Then I would take one {}.", "How about one {} instead?", "Then one {} would be fine."),
+    "instead": (
+        "Then I would take one {}.",
+        "How about one {} instead?",
+        "Then one {} would be fine.",
+    ),
     "insist": ("As I said, I want one {}.", "Please look again for one {}."),
     "book": ("Please book it {}.", "I would like to book it {}.", "Great, book it {}, please."),
     "ask": ASKING,
@@ -325,9 +331,7 @@ def _say(task: ToolWOZTask, mind: _Mind, luck: Luck) -> str:
     return " ".join(part[0].upper() + part[1:] for part in parts)
 
 
-def _say_act(
-    task: ToolWOZTask, mind: _Mind, kind: str, slots: tuple[str, ...], luck: Luck
-) -> str:
+def _say_act(task: ToolWOZTask, mind: _Mind, kind: str, slots: tuple[str, ...], luck: Luck) -> str:
     if kind in ("goodbye", "give up"):
         return f"{luck.choice(_LINES[kind])} {END_CONVERSATION}"
     if kind in ("ask", "shrug"):

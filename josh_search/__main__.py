@@ -1,0 +1,122 @@
+"""``python -m josh_search``: harvest training rows from a world with JOSH."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from agents.base import BackendError
+from agents.options import AgentOptions
+from agents.tool_calling import system_prompt
+from josh_search.harvest import finish, harvest
+from josh_search.search import SearchOptions
+from toolwoz_gym import make_env
+from toolwoz_gym.cli import main_cli
+from toolwoz_gym.records import RunFolder
+from toolwoz_gym.types import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HarvestOptions(AgentOptions):
+    """Search dialogues for what earns the reward, and write training rows from what is found."""
+
+    run: Path = Path("runs/demo")
+    """Folder of the run. A run that was interrupted goes on where it was."""
+    env: str = "ToolWOZ-v0"
+    """Environment, as gymnasium.make knows it."""
+    world: str = "builtin:domains=1"
+    """World: builtin, builtin:<options>, multiwoz or auto."""
+    split: str = "train"
+    """Split of the world's tasks."""
+    tasks: int = 8
+    """How many tasks to play: the first of the split."""
+    beam: int = 8
+    """Most leaves that a step branches into."""
+    max_steps: int = 15
+    """Agent turns from the opening to the deepest leaf."""
+    max_outputs: int = 3
+    """Model outputs in one agent turn."""
+    reward: Literal["goal_calls", "terminal"] = "goal_calls"
+    """What guides the search: the goals that the environment reports as met, or its 0/1 alone."""
+    trees: int = 4
+    """Trees that grow at a time."""
+    seed: int = 0
+    """Everything random follows from it."""
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the options that decide what the records say, as JSON data."""
+        values = asdict(self)
+        return {k: v for k, v in values.items() if k not in ("run", "trees", "device")}
+
+
+def run(options: HarvestOptions) -> None:
+    """Harvest.
+
+    Raises:
+        UsageError: An option makes no sense, or the run folder cannot be used.
+    """
+    for name in ("tasks", "beam", "max_steps", "max_outputs", "trees"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"{name} must be at least 1")
+    began = time.monotonic()
+    env = make_env(options.env, world=options.world, split=options.split)
+    dialogue = env.dialogue
+    if options.tasks > len(env.tasks):
+        raise UsageError(f"the split {options.split!r} has {len(env.tasks)} tasks only")
+    config = {"options": options.decisive(), "world": dialogue.domain.fingerprint}
+    RunFolder.check(options.run, config)
+
+    from josh_search.progress import Progress, clock
+
+    with options.open(dialogue.domain) as make_agent, Progress() as progress:
+        folder = RunFolder(options.run, config)
+        tally = harvest(
+            dialogue,
+            make_agent,
+            [env.tasks[i] for i in range(options.tasks)],
+            folder,
+            seed=options.seed,
+            options=SearchOptions(
+                options.beam, options.max_steps, options.max_outputs, options.reward
+            ),
+            trees_at_once=options.trees,
+            watcher=progress,
+        )
+    seconds = time.monotonic() - began
+    system = system_prompt(dialogue.domain.policy, dialogue.domain.tools)
+    summary = finish(options.run, tally, system, model=options.model, seconds=seconds)
+    rows = summary["rows"]
+    print(
+        f"{tally.solved} of {tally.tasks} tasks solved, {tally.goals_met} of {tally.goals_total} "
+        f"goals met, {sum(tally.usage['agent'].values()):,} tokens, {clock(seconds)} minutes\n"
+        f"rows: {rows['kto']['good']} good and {rows['kto']['bad']} bad for KTO, "
+        f"{rows['sft']} for SFT, {rows['dpo']} pairs for DPO"
+    )
+    for reason, count in rows["dropped"].items():
+        print(f"dropped: {count} {reason}")
+    print(f"look at {options.run / 'report.html'}")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        return main_cli(
+            "python -m josh_search",
+            "Harvest training rows with JOSH.",
+            {"harvest": (HarvestOptions, run)},
+            args,
+        )
+    except BackendError as error:
+        print(f"error: {error}; what is finished is kept: run again to go on", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what is finished is kept: run again to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,329 @@
+"""The in-process backend, with a tiny random model: same text as plain generation, less work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from threading import Barrier
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.backends.prefix_store import PrefixStore
+from agents.base import BackendError, ChatMessage, Completion, Sampling
+from toolwoz_gym.types import Usage, UsageError
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
+
+from agents.backends.transformers import TransformersBackend  # noqa: E402
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chat(*texts: str) -> list[ChatMessage]:
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+PROMPTS = [
+    chat("a"),
+    chat("Where can I eat?"),
+    chat("Where can I eat?", "In the north.", "And sleep?"),
+    chat("x" * 150),
+    chat("Where can I eat? Something cheap, please"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> transformers.PreTrainedTokenizerBase:
+    """One token per byte, and the two of ChatML."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: i for i, symbol in enumerate(["<|im_start|>", "<|im_end|>", *alphabet])}
+    bare = Tokenizer(models.BPE(vocabulary, []))
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bare,
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHATML,
+    )
+
+
+@pytest.fixture
+def model(tokenizer: transformers.PreTrainedTokenizerBase) -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    # In single precision, one token in a thousand or so depends on how the sums were grouped.
+    return transformers.LlamaForCausalLM(config).eval().double()
+
+
+@pytest.fixture
+def backend(
+    model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
+) -> Iterator[TransformersBackend]:
+    with TransformersBackend(model, tokenizer) as backend:
+        yield backend
+
+
+def ask(
+    backend: TransformersBackend, requests: Sequence[tuple[list[ChatMessage], Sampling]]
+) -> list[Completion]:
+    """Make all requests at the same moment."""
+    start = Barrier(len(requests))
+
+    def one(request: tuple[list[ChatMessage], Sampling]) -> Completion:
+        start.wait()
+        return backend.complete(*request)
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        return list(pool.map(one, requests))
+
+
+def length(tokenizer: transformers.PreTrainedTokenizerBase, prompt: list[ChatMessage]) -> int:
+    return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+
+
+def generated(
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    prompt: list[ChatMessage],
+    n: int,
+) -> list[int]:
+    """What the library's own greedy generation writes."""
+    inputs = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    ids = model.generate(
+        **inputs, do_sample=False, max_new_tokens=n, pad_token_id=tokenizer.eos_token_id
+    )
+    written: list[int] = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    return written
+
+
+def test_greedy_text_is_that_of_generate_alone_and_in_company(
+    backend: TransformersBackend,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> None:
+    greedy = Sampling(temperature=0.0, max_tokens=24)
+    expected = [generated(model, tokenizer, prompt, 24) for prompt in PROMPTS]
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
+    assert len(set(texts)) > 2
+    assert [backend.complete(prompt, greedy).text for prompt in PROMPTS] == texts
+    with TransformersBackend(model, tokenizer) as fresh:
+        answers = ask(fresh, [(prompt, greedy) for prompt in PROMPTS])
+        assert fresh.stats.batches == 1
+    assert [answer.text for answer in answers] == texts
+    usages = [
+        Usage(length(tokenizer, p), len(ids)) for p, ids in zip(PROMPTS, expected, strict=True)
+    ]
+    assert [answer.usage for answer in answers] == usages
+
+
+def test_samples_do_not_depend_on_the_company(
+    backend: TransformersBackend,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> None:
+    requests = [
+        (prompt, Sampling(temperature, max_tokens=7 + 5 * seed, seed=seed))
+        for prompt in PROMPTS
+        for temperature, seed in ((0.7, 1), (1.0, 2), (1.0, 3))
+    ]
+    alone = [backend.complete(*request) for request in requests]
+    with TransformersBackend(model, tokenizer, max_batch=8) as other:
+        assert ask(other, requests[::-1]) == alone[::-1]
+        assert ask(other, requests) == alone
+    assert len({answer.text for answer in alone}) > len(PROMPTS)
+
+
+def test_equal_seeds_agree_and_others_differ(backend: TransformersBackend) -> None:
+    answers = ask(backend, [(PROMPTS[1], Sampling(seed=i // 2)) for i in range(8)])
+    texts = [answer.text for answer in answers]
+    assert texts[::2] == texts[1::2]
+    assert len(set(texts)) == 4
+
+
+def test_drawn_tokens_follow_the_softmax(
+    backend: TransformersBackend,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> None:
+    inputs = tokenizer.apply_chat_template(
+        PROMPTS[0], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with torch.inference_mode():
+        logits = model(**inputs).logits[0, -1]
+    likeliest = tokenizer.decode([int(logits.argmax())])
+    for temperature in (0.5, 1.0):
+        chance = float((logits / temperature).softmax(-1).max())
+        draws = [
+            backend.complete(PROMPTS[0], Sampling(temperature, max_tokens=1, seed=seed)).text
+            for seed in range(60)
+        ]
+        spread = (chance * (1 - chance) / len(draws)) ** 0.5
+        assert draws.count(likeliest) / len(draws) == pytest.approx(chance, abs=3 * spread)
+
+
+def test_a_shared_prefix_is_computed_once(
+    backend: TransformersBackend, tokenizer: transformers.PreTrainedTokenizerBase
+) -> None:
+    first = chat("y" * 200)
+    answers = ask(backend, [(first, Sampling(max_tokens=8, seed=i)) for i in range(8)])
+    tokens = length(tokenizer, first)
+    assert backend.stats.calls == 8
+    assert backend.stats.prompt_tokens == 8 * tokens
+    assert backend.stats.completion_tokens == sum(a.usage.completion for a in answers)
+    # The last token of a prompt is each branch's own.
+    assert backend.stats.computed_tokens == tokens + 7
+
+    seconds = [[*first, *chat("", f"{i}")[::-1]] for i in range(8)]
+    ask(backend, [(prompt, Sampling(max_tokens=8)) for prompt in seconds])
+    anew = 8 * (length(tokenizer, seconds[0]) - tokens + 1)
+    assert backend.stats.computed_tokens - (tokens + 7) <= anew
+
+
+def test_reused_prefixes_do_not_change_the_text(
+    backend: TransformersBackend,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> None:
+    dialogue = chat("Where can I eat?", "In the north, at the Old Mill.", "When does it open?")
+    turns = [dialogue[:1], dialogue, [*dialogue[:2], *chat("Book it")]]
+    used = [backend.complete(turn, Sampling(seed=5)).text for turn in turns]
+    fresh = []
+    for turn in turns:
+        with TransformersBackend(model, tokenizer) as new:
+            fresh.append(new.complete(turn, Sampling(seed=5)).text)
+    assert used == fresh
+    total = sum(length(tokenizer, turn) for turn in turns)
+    assert backend.stats.computed_tokens < backend.stats.prompt_tokens == total
+
+
+def test_a_small_store_only_costs_time(
+    backend: TransformersBackend,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> None:
+    requests = [(prompt, Sampling(max_tokens=12, seed=9)) for prompt in PROMPTS]
+    room = max(length(tokenizer, prompt) for prompt in PROMPTS) + 12
+    a_token = 2 * 2 * 2 * 8 * 8  # layers, keys and values, heads, head size, bytes
+    with TransformersBackend(model, tokenizer, cache_bytes=room * a_token) as small:
+        assert small.context == room
+        assert ask(small, requests) == ask(backend, requests)
+        assert ask(small, requests[::-1]) == ask(backend, requests)[::-1]
+        assert small.stats.computed_tokens > backend.stats.computed_tokens
+
+
+def test_how_completions_end(
+    model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
+) -> None:
+    prompt = chat("Where can I eat?")
+    tokens = length(tokenizer, prompt)
+    greedy = Sampling(temperature=0.0, max_tokens=9)
+    written = generated(model, tokenizer, prompt, 9)
+    with TransformersBackend(model, tokenizer) as backend:
+        cut = backend.complete(prompt, greedy)
+        assert (cut.finish, cut.usage) == ("length", Usage(tokens, 9))
+        full = backend.complete(chat("z" * 600), greedy)
+        assert full == Completion("", Usage(), "context")
+        filler = chat("z" * (512 - length(tokenizer, chat("")) - 3))
+        last = backend.complete(filler, greedy)
+        assert (last.finish, last.usage) == ("length", Usage(509, 3))
+
+    model.generation_config.eos_token_id = [0, written[4]]
+    with TransformersBackend(model, tokenizer) as backend:
+        ended = backend.complete(prompt, greedy)
+    end = written.index(written[4])
+    assert ended.finish == "stop"
+    assert ended.text == tokenizer.decode(written[:end], skip_special_tokens=True)
+    assert ended.usage == Usage(tokens, end + 1)
+
+
+def test_an_error_reaches_every_caller_and_the_next_batch_works(
+    backend: TransformersBackend,
+    model: transformers.PreTrainedModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    def error_of(prompt: list[ChatMessage]) -> BackendError:
+        with pytest.raises(BackendError, match="out of memory") as raised:
+            backend.complete(prompt, Sampling(max_tokens=4))
+        return raised.value
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(len(PROMPTS)) as pool:
+        patch.setattr(model, "forward", fail)
+        errors = list(pool.map(error_of, PROMPTS))
+    assert all(isinstance(error.__cause__, RuntimeError) for error in errors)
+    assert backend.complete(PROMPTS[0], Sampling(max_tokens=4)).usage.completion > 0
+
+
+def test_a_closed_backend_refuses(backend: TransformersBackend) -> None:
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        backend.complete(PROMPTS[0], Sampling())
+
+
+def test_models_with_sliding_windows_are_refused(
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> None:
+    config = transformers.MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=16,
+    )
+    with pytest.raises(UsageError, match="mistral"):
+        TransformersBackend(transformers.MistralForCausalLM(config), tokenizer)
+
+
+def _cells(tokens: Sequence[int]) -> list[float]:
+    """A value for each token that depends on all before it, as a model's keys do."""
+    ends = range(1, len(tokens) + 1)
+    return [float(sha256(bytes(tokens[:end])).digest()[0]) for end in ends]
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=12), max_size=20), st.integers(0, 12))
+def test_the_store_gives_back_what_was_put_in(texts: list[list[int]], held: int) -> None:
+    store = PrefixStore([(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))], capacity=24)
+    kept = store.reserve(held, keep=[])
+    assert kept is not None
+    for text in texts:
+        tokens = np.array(text, np.int64)
+        known = store.longest(tokens)
+        values = torch.tensor(_cells(text)).view(1, 1, -1, 1)
+        [(keys, _)] = store.read(known)
+        assert torch.equal(keys, values[:, :, : len(known)])
+        slots = store.reserve(len(text) - len(known), keep=[kept, known])
+        assert slots is not None and not set(slots) & (set(known) | set(kept))
+        new = values[:, :, len(known) :]
+        store.write(slots, [(new, new)])
+        store.add(tokens, np.concatenate([known, slots]))
+        assert len(store.longest(tokens)) == len(text)
+    assert store.reserve(25 - held, keep=[kept]) is None
