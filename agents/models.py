@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hashlib import file_digest
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from struct import error as StructError
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -242,7 +243,7 @@ def _converted(gguf: Path) -> Path:
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StructError) as error:
             raise UsageError(f"{gguf} cannot be read as a model: {_line(error)}") from error
         model.save_pretrained(half)
         tokenizer.save_pretrained(half)

@@ -70,7 +70,8 @@ def run(options: HarvestOptions) -> None:
     config = {"options": options.decisive(), "world": dialogue.domain.fingerprint}
     RunFolder.check(options.run, config)
 
-    from josh_search.progress import Progress, clock
+    from josh_search.progress import Progress
+    from toolwoz_gym.progress import clock
 
     with options.open(dialogue.domain) as make_agent, Progress() as progress:
         folder = RunFolder(options.run, config)
@@ -103,19 +104,13 @@ def run(options: HarvestOptions) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    try:
-        return main_cli(
-            "python -m josh_search",
-            "Harvest training rows with JOSH.",
-            {"harvest": (HarvestOptions, run)},
-            args,
-        )
-    except BackendError as error:
-        print(f"error: {error}; what is finished is kept: run again to go on", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; what is finished is kept: run again to go on", file=sys.stderr)
-        return 130
+    return main_cli(
+        "python -m josh_search",
+        "Harvest training rows with JOSH.",
+        {"harvest": (HarvestOptions, run)},
+        args,
+        resumable=(BackendError,),
+    )
 
 
 if __name__ == "__main__":

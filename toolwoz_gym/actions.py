@@ -8,6 +8,7 @@ that begins with ``Error: ``.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 from toolwoz_gym.types import Message, ToolCall
@@ -36,7 +37,7 @@ def parse_action(text: str) -> Message:
     if not text.lstrip().startswith("{"):
         return Message("assistant", text.strip())
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         return _mistake(text, "the JSON is nested too deeply")
     except ValueError as error:
@@ -67,6 +68,13 @@ def _mistake(text: str, error: str) -> Message:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):  # 1e400: it could be read, but never be written again
+        raise ValueError("a number is too large")
+    return value
 
 
 def _depth(value: Any) -> int:

@@ -14,27 +14,34 @@ from toolwoz_gym.types import UsageError
 Command: TypeAlias = tuple[type, Callable[[Any], object]]
 """An options dataclass, with a docstring under each field, and the function that takes it."""
 
+_KEPT = "what is finished is kept: run again to go on"
+
 
 def main_cli(
     prog: str,
     description: str,
     commands: Mapping[str, Command],
     args: Sequence[str] | None = None,
+    *,
+    resumable: tuple[type[Exception], ...] = (),
 ) -> int:
     """Run the command that the command line asks for.
 
     Flags are the field names of the command's options. ``--config FILE`` reads values for them from
-    a YAML mapping; flags win. A program of a single command takes its flags without naming it.
+    a YAML mapping; flags win. A program of a single command also takes its flags without its name.
 
     Args:
         prog: What the program is called in its help.
         description: One sentence for its help.
         commands: The commands by name.
         args: The words after the program's name; None reads ``sys.argv``.
+        resumable: What can break off a command that goes on where it was when it is run again. A
+            program that names some keeps what is finished after an interrupt too, and says so.
 
     Returns:
-        The exit code: 0, or 2 after a :class:`~toolwoz_gym.types.UsageError`, which is shown as one
-        line.
+        The exit code, with one line that says why where it is not 0: 2 after a
+        :class:`~toolwoz_gym.types.UsageError`, 1 after an exception of ``resumable``, 130 after an
+        interrupt from the keyboard.
 
     Raises:
         SystemExit: ``--help`` was asked for (0), or the flags do not parse (2).
@@ -43,16 +50,16 @@ def main_cli(
     try:
         import tyro
 
-        if len(commands) > 1:
-            if not words or words[0] not in commands:
-                named = [Annotated[c, tyro.conf.subcommand(n)] for n, (c, _) in commands.items()]
-                tyro.cli(Union[tuple(named)], prog=prog, description=description, args=words)  # type: ignore[call-overload]  # noqa: UP007
-            prog = f"{prog} {words[0]}"
-        options_class, run = commands[words.pop(0) if len(commands) > 1 else next(iter(commands))]
+        named = bool(words) and words[0] in commands
+        if not named and len(commands) > 1:
+            known = [Annotated[c, tyro.conf.subcommand(n)] for n, (c, _) in commands.items()]
+            tyro.cli(Union[tuple(known)], prog=prog, description=description, args=words)  # type: ignore[call-overload]  # noqa: UP007
+        name = words.pop(0) if named else next(iter(commands))
+        options_class, run = commands[name]
         hint = "Options can also come from a YAML file: --config FILE."
         options: Any = tyro.cli(
             options_class,
-            prog=prog,
+            prog=f"{prog} {name}" if named else prog,
             description=f"{inspect.getdoc(options_class)}\n\n{hint}",
             args=_with_config(words, options_class),
         )
@@ -60,6 +67,12 @@ def main_cli(
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except resumable as error:
+        print(f"error: {error}; {_KEPT}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted; {_KEPT}" if resumable else "interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

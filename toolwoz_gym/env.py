@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Self, SupportsFloat
 
 import gymnasium as gym
+import numpy as np
 
 from toolwoz_gym.actions import MAX_CHARS, format_action, parse_action
 from toolwoz_gym.dialogue import Dialogue
@@ -74,8 +76,10 @@ class DialogueEnv(gym.Env[str, str]):
                 prints what was said) or None.
 
         Raises:
-            UsageError: The domain has no such split.
+            UsageError: The domain has no such split, or there is no such render mode.
         """
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise UsageError(f"no render mode {render_mode!r}: choose ansi or human")
         self.dialogue = dialogue
         self.split = split
         self.render_mode = render_mode
@@ -164,7 +168,9 @@ class DialogueEnv(gym.Env[str, str]):
 
     def _show(self, start: int) -> None:
         if self.render_mode == "human":
-            print(self._transcript(start), flush=True)
+            encoding = sys.stdout.encoding or "utf-8"  # which may lack what was said
+            text = self._transcript(start).encode(encoding, "backslashreplace").decode(encoding)
+            print(text, flush=True)
 
     def _transcript(self, start: int) -> str:
         messages = self._episode.messages[start:] if self._episode else ()
@@ -190,12 +196,12 @@ def find_task(tasks: Sequence[Task], task_id: str | int) -> Task:
     Raises:
         UsageError: There is none.
     """
-    if isinstance(task_id, int):
+    if isinstance(task_id, (int, np.integer)):
         if 0 <= task_id < len(tasks):
             return tasks[task_id]
         raise UsageError(f"no task number {task_id}: the split has {len(tasks)} tasks")
     by_id = getattr(tasks, "by_id", None)
-    task = by_id(task_id) if by_id else next((t for t in tasks if t.id == task_id), None)
+    task = by_id(str(task_id)) if by_id else next((t for t in tasks if t.id == task_id), None)
     if task is None:
         raise UsageError(f"no task {task_id!r} in the split: its ids look like {tasks[0].id!r}")
     return task

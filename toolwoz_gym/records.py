@@ -55,7 +55,10 @@ class RunFolder:
         file = path / "config.json"
         try:
             if not file.exists():
-                if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                # A run that was killed before its config.json was whole has left a part of it.
+                if path.exists() and (
+                    not path.is_dir() or any(f.suffix != ".part" for f in path.iterdir())
+                ):
                     raise UsageError(f"{path} holds something else: choose another run folder")
                 return
             old = json.loads(file.read_text("utf-8"))
@@ -117,7 +120,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 try:
                     record = json.loads(line)
                 except ValueError:
-                    raise UsageError(f"{path}, line {number}: not a JSON record") from None
+                    record = None
+                if not isinstance(record, dict):
+                    raise UsageError(f"{path}, line {number}: not a JSON record")
                 yield record
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None

@@ -6,9 +6,10 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from transformers import TrainerCallback
+
+from toolwoz_gym.progress import LiveLine
 
 COLUMNS = {
     "loss": "loss",
@@ -23,40 +24,31 @@ COLUMNS = {
 
 
 class Curve(TrainerCallback):  # type: ignore[misc]
-    """Listens to a trainer: one row of numbers per optimiser step, and a progress bar."""
+    """Listens to a trainer: keeps a row of numbers per optimiser step, and shows them."""
 
-    def __init__(self, title: str) -> None:
-        """Listen silently until the training begins."""
+    def __init__(self, live: LiveLine) -> None:
+        """Show on ``live`` what comes."""
         self.rows: list[dict[str, float]] = []
         """``step`` and the columns that the trainer logged at it. Rewards are β times the log-ratio
         of policy to reference, averaged over the step's good or bad rows."""
-        self._bar = Progress(
-            TextColumn(title),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=Console(stderr=True),
-        )
+        self._live = live
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Show the bar."""
-        self._task = self._bar.add_task("", total=state.max_steps, numbers="")
-        self._bar.start()
+        """Show that it begins."""
+        self._live.show(0, state.max_steps, [], None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        """Take down one step."""
+        """Take down one step; every tenth of the way, print it."""
         if "loss" not in logs:  # the closing summary
             return
         row = {name: float(logs[key]) for key, name in COLUMNS.items() if key in logs}
-        self.rows.append({"step": state.global_step, **row})
+        step, steps = state.global_step, state.max_steps
+        self.rows.append({"step": step, **row})
         shown = ("loss", "token_accuracy", "good", "bad")
-        numbers = "  ".join(f"{n} {row[n]:.3f}" for n in shown if n in row)
-        self._bar.update(self._task, completed=state.global_step, numbers=numbers)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Leave the finished bar behind."""
-        self._bar.stop()
+        figures = [Text(f"{n.replace('_', ' ')} {row[n]:.3f}") for n in shown if n in row]
+        line = Text("  ").join([Text(f"step {step}/{steps}"), *figures])
+        milestone = step * 10 // steps > (step - 1) * 10 // steps
+        self._live.show(step, steps, figures, line if milestone else None)
 
 
 def write_curve(rows: list[dict[str, float]], folder: Path, title: str) -> None:

@@ -66,7 +66,8 @@ def train_kto(options: KTOOptions) -> dict[str, Any]:
     from training.policy import load_policy
     from training.trainer import arguments, quiet, run, write_output
 
-    policy = load_policy(options)
+    with quiet():
+        policy = load_policy(options)
     kept, dropped = encode_all(policy.tokenizer, rows, options.max_length)
     if len(kept) % options.device_batch == 1:
         # Alone in a forward pass it would be its own neighbour, and KTO's estimate of the drift
@@ -101,7 +102,7 @@ def train_kto(options: KTOOptions) -> dict[str, Any]:
             processing_class=policy.tokenizer,
             peft_config=policy.new_adapter,
         )
-        curve, seconds = run(trainer, "KTO")
+        curve, seconds = run(trainer)
         return write_output(
             stage,
             trainer=trainer,

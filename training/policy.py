@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from agents.models import ModelSource, load_model, load_tokenizer, pick_device, pick_dtype, resolve
+from toolwoz_gym.types import UsageError
 from training.options import TrainOptions
 
 ADAPTER = "default"
@@ -31,23 +32,26 @@ class Policy:
 
 
 def load_policy(options: TrainOptions) -> Policy:
-    """Load the model that the options name, in float32 on the CPU, in the compute type on CUDA.
+    """Load the model that the options name.
+
+    The weights that stay as they are come in the type of the arithmetic on CUDA, where memory is
+    dear, and in float32 on the CPU. The adapter's are float32.
 
     Raises:
-        UsageError: There is no such model.
+        UsageError: There is no such model, or its adapter does not fit it.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    name = options.model
-    adapter = Path(name) if (Path(name) / "adapter_config.json").exists() else None
-    base = name
-    if adapter is not None:
-        base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
-        return Policy(model, tokenizer, None, base)
+    source = resolve(options.model)
+    cuda = torch.cuda.is_available()
+    dtype = compute_dtype(options) if cuda else torch.float32
+    tokenizer = load_tokenizer(source)
+    model: Any = load_model(ModelSource(source.base), device=device(), dtype=dtype)
+    if source.adapter is not None:
+        try:
+            model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(f"{source.adapter} does not fit {source.base}: {reason}") from None
+        return Policy(model, tokenizer, None, source.base)
     lora = LoraConfig(
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
@@ -55,7 +59,17 @@ def load_policy(options: TrainOptions) -> Policy:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return Policy(model, tokenizer, lora, base)
+    return Policy(model, tokenizer, lora, source.base)
+
+
+def device() -> torch.device:
+    """Return where training runs: CUDA, or else the CPU."""
+    return pick_device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype(options: TrainOptions) -> torch.dtype:
+    """Return the type that forward passes run in."""
+    return pick_dtype(options.dtype, device())
 
 
 def save_adapter(model: Any, base: str, dtype: str, folder: Path) -> None:
@@ -75,14 +89,5 @@ def save_adapter(model: Any, base: str, dtype: str, folder: Path) -> None:
     config = model.peft_config[ADAPTER]
     config.base_model_name_or_path = base
     config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)  # a set: its order is luck
     config.save_pretrained(folder)
-
-
-def computes_in_bfloat16(dtype: str) -> bool:
-    """Decide whether forward passes run in bfloat16: see :class:`TrainOptions`."""
-    if dtype != "auto":
-        return dtype == "bfloat16"
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))

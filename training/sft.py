@@ -47,7 +47,8 @@ def train_sft(options: SFTOptions) -> dict[str, Any]:
     from training.policy import load_policy
     from training.trainer import arguments, quiet, run, write_output
 
-    policy = load_policy(options)
+    with quiet():
+        policy = load_policy(options)
     kept, dropped = encode_all(policy.tokenizer, rows, options.max_length)
     if not kept:
         raise UsageError(f"{options.rows}: no rows are left to learn from ({dict(dropped)})")
@@ -61,7 +62,7 @@ def train_sft(options: SFTOptions) -> dict[str, Any]:
             processing_class=policy.tokenizer,
             peft_config=policy.new_adapter,
         )
-        curve, seconds = run(trainer, "SFT")
+        curve, seconds = run(trainer)
         return write_output(
             stage,
             trainer=trainer,

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
+from toolwoz_gym.progress import LiveLine
 from toolwoz_gym.records import write_json
 from toolwoz_gym.types import UsageError
 from training.curve import Curve, write_curve
 from training.options import TrainOptions
 from training.output import RECORD, versions
-from training.policy import Policy, computes_in_bfloat16, save_adapter
+from training.policy import Policy, compute_dtype, save_adapter
 
 
 def arguments(options: TrainOptions, stage: Path) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def arguments(options: TrainOptions, stage: Path) -> dict[str, Any]:
     return {
         "output_dir": str(stage),
         "use_cpu": not cuda,
-        "bf16": computes_in_bfloat16(options.dtype),
+        "bf16": compute_dtype(options) == torch.bfloat16,
         "learning_rate": options.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": options.warmup_ratio,
@@ -54,32 +55,59 @@ def arguments(options: TrainOptions, stage: Path) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what TRL and datasets say about matters that the training itself reports better."""
+    """Silence what the libraries show about matters that the training itself reports better."""
     import datasets
+    from transformers.utils import logging as transformers_logging
 
     logger = logging.getLogger("trl.trainer.kto_trainer")  # its advice on weights: see Balance
-    level, bars = logger.level, datasets.are_progress_bars_disabled()
+    level = logger.level
+    bars = (
+        not datasets.are_progress_bars_disabled(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(level)
-        if not bars:
+        if bars[0]:
             datasets.enable_progress_bars()
+        if bars[1]:
+            transformers_logging.enable_progress_bar()
 
 
-def run(trainer: Any, title: str) -> tuple[Curve, float]:
-    """Train to the end, with one live line.
+@contextmanager
+def learned_positions_only() -> Iterator[None]:
+    """Let TRL compute output probabilities only where a token is learned, on the CPU too.
+
+    TRL does so where Triton runs and computes all positions elsewhere, for the sake of devices that
+    compile anew for every shape. On a CPU that is nearly half of a training's time. The numbers are
+    the same.
+    """
+    import trl.trainer.utils
+
+    original = trl.trainer.utils._use_triton  # there it decides about positions, not about kernels
+    trl.trainer.utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        trl.trainer.utils._use_triton = original
+
+
+def run(trainer: Any) -> tuple[Curve, float]:
+    """Train to the end, with a live line.
 
     Returns:
         The course of the training, and its seconds.
     """
     trainer.remove_callback(PrinterCallback)
-    curve = Curve(title)
-    trainer.add_callback(curve)
     start = time.monotonic()
-    trainer.train()
+    with LiveLine("steps") as live, learned_positions_only():
+        curve = Curve(live)
+        trainer.add_callback(curve)
+        trainer.train()
     return curve, time.monotonic() - start
 
 

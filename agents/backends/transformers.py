@@ -3,8 +3,9 @@
 Branches of one dialogue differ in their last few tokens, so nothing that two of them have in common
 is computed or read twice:
 
-* A prompt's keys and values stay in a :class:`~agents.backends.prefix_store.PrefixStore`; the next
-  prompt that begins alike computes only what is new.
+* Keys and values of prompts and completions stay in a
+  :class:`~agents.backends.prefix_store.PrefixStore`; a prompt that begins alike computes only what
+  is new.
 * All rows of a batch decode as *one* sequence: the keys and values of everything that some row has
   read lie side by side as columns, each column once, and a mask says which row sees which. Eight
   branches of one dialogue thus read its prefix once a step, not eight times, and rows of different
@@ -68,6 +69,8 @@ class _Call:
     slots: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     """Where the store holds the prompt but its last token, which is the first to be decoded."""
     written: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+    """Where the batch's cache holds what was decoded: that last token, and ``written[:-1]``."""
     luck: Random = field(init=False)
     """One number per token: it depends on the seed and the position, never on the company."""
 
@@ -101,8 +104,8 @@ class TransformersBackend:
                 ``sdpa`` or ``eager``.
             tokenizer: Its tokenizer, with a chat template.
             max_batch: At most so many calls are answered together.
-            cache_bytes: What the keys and values of prompts may take. A batch needs about as much
-                again. No prompt can be longer than what fits.
+            cache_bytes: What the store of keys and values may take. A batch can need as much again,
+                and more for what it writes. No prompt can be longer than what fits.
 
         Raises:
             UsageError: The model's attention is of another kind.
@@ -140,7 +143,9 @@ class TransformersBackend:
         Args:
             name: The model's name.
             device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
-            dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+            dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. Half precision is quicker,
+                but rounds so coarsely that samples depend on the company a call has in its batch;
+                in ``float32`` equal seeds give equal texts, but for a token in ten thousand or so.
 
         Raises:
             UsageError: There is no such model, device or data type.
@@ -264,23 +269,38 @@ class TransformersBackend:
         for row, call in enumerate(calls):
             mask[row, np.searchsorted(slots, call.slots)] = 0
         mask = mask.to(self._model.device)
-        while calls:
-            rows = range(len(calls))
-            mask[rows, [width + row for row in rows]] = 0
-            width += len(calls)
-            last = [call.written[-1] if call.written else int(call.prompt[-1]) for call in calls]
-            places = [len(call.prompt) + len(call.written) - 1 for call in calls]
+        active = calls
+        while active:
+            rows = range(len(active))
+            for row, call in enumerate(active):
+                call.columns.append(width + row)
+            mask[rows, [call.columns[-1] for call in active]] = 0
+            width += len(active)
+            last = [call.written[-1] if call.written else int(call.prompt[-1]) for call in active]
+            places = [len(call.prompt) + len(call.written) - 1 for call in active]
             logits = self._forward(
                 cache,
                 np.array([last]),
                 position_ids=torch.tensor([places], device=self._model.device),
                 attention_mask=mask[None, None, :, :width],
             )
-            for call, token in zip(calls, _draw(logits.float(), calls), strict=True):
+            for call, token in zip(active, _draw(logits.float(), active), strict=True):
                 call.written.append(token)
-            going = [row for row in rows if not self._has_ended(calls[row])]
-            if len(going) < len(calls):
-                calls, mask = [calls[row] for row in going], mask[going]
+            going = [row for row in rows if not self._has_ended(active[row])]
+            if len(going) < len(active):
+                active, mask = [active[row] for row in going], mask[going]
+        for call in calls:
+            self._keep(call, cache, calls)
+
+    def _keep(self, call: _Call, cache: Cache, company: Sequence[_Call]) -> None:
+        """Put what was decoded into the store, if there is room: the next prompt may begin so."""
+        slots = self._store.reserve(len(call.columns), keep=[other.slots for other in company])
+        if slots is not None:
+            columns = call.columns
+            layers = [(x.keys[:, :, columns], x.values[:, :, columns]) for x in cache.layers]
+            self._store.write(slots, layers)
+            tokens = np.concatenate([call.prompt, np.array(call.written[:-1], np.int64)])
+            self._store.add(tokens, np.concatenate([call.slots, slots]))
 
     def _has_ended(self, call: _Call) -> bool:
         return call.written[-1] in self._stops or len(call.written) >= call.limit

@@ -78,9 +78,12 @@ class CityOptions:
     domains: tuple[int, int] = (1, 3)
     """How many domains a task touches, 1 to 4."""
     constraints: tuple[int, int] = (1, 3)
-    """How many constraints the customer has in each domain (as far as the domain has so many)."""
+    """How many constraints the customer has in each domain (as far as the domain has so many). Now
+    and then it knows a place's name, and nothing else; a train always has both towns and the day,
+    and from two constraints on a time."""
     failures: tuple[int, int] = (0, 2)
-    """How many of the customer's first choices, searches or bookings, cannot be had."""
+    """How many of the customer's first choices, searches or bookings, cannot be had (as far as the
+    task has choices that can be made to fail)."""
     tasks: int = 10_000
     """How many tasks ``train`` has; ``val`` and ``test`` have a tenth. A task does not depend on
     how many there are."""
@@ -100,10 +103,11 @@ class CityOptions:
                 raise UsageError(
                     f"the built-in world has no option {name!r}; it has {', '.join(sorted(names))}"
                 )
-            low, dash, high = value.partition("-")
-            if not low.isdecimal() or (dash and not high.isdecimal()):
-                raise UsageError(f"{name}={value}: write a number, or a range such as {name}=1-2")
             single = name in ("seed", "tasks")
+            low, dash, high = value.partition("-")
+            if not low.isdecimal() or (dash and (single or not high.isdecimal())):
+                example = "" if single else f", or a range such as {name}=1-2"
+                raise UsageError(f"{name}={value}: write a number{example}")
             values[name] = int(low) if single else (int(low), int(high if dash else low))
         options = cls(**values)
         if not 1 <= options.domains[0] <= options.domains[1] <= len(KEYS):
@@ -122,7 +126,7 @@ def load_builtin(options: CityOptions = CityOptions()) -> ToolWOZ:  # noqa: B008
     tables = Tables(rows)
     sizes = {"train": options.tasks, "val": options.tasks // 10, "test": options.tasks // 10}
     tasks = {split: CityTasks(options, tables, rows, split, n) for split, n in sizes.items()}
-    sample = [task_to_json(tasks[split][i]) for split in sizes for i in range(3)]
+    sample = [task_to_json(tasks[split][i]) for split, n in sizes.items() for i in range(min(3, n))]
     recipe = {f.name: getattr(options, f.name) for f in fields(options)}
     digest = sha256(json.dumps([recipe, rows, sample]).encode()).hexdigest()
     return ToolWOZ("builtin", tables, tasks, fingerprint=digest)

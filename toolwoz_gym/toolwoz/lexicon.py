@@ -39,10 +39,12 @@ PHRASES: dict[str, tuple[str, ...]] = {
 _YES_NO = {"internet": ("free wifi", "internet"), "parking": ("free parking", "parking")}
 
 QUESTIONS = {
-    "name": r"particular|specific|which (one|place|hotel|restaurant)|name of",
-    "area": r"\barea|part of (the )?(town|city)|side of (the )?(town|city)|whereabouts|where in",
-    "food": r"food|cuisine|eat\b",
-    "pricerange": r"price|budget|cheap|expensive",
+    "name": r"\bin mind|(particular|specific) (one|name|place|hotel|restaurant|attraction)"
+    r"|which (one|place|hotel|restaurant)|name of",
+    "area": r"\barea|(part|side) of (the )?(town|city)|\bwhere\b|whereabouts|neighbou?rhood"
+    r"|district|location",
+    "food": r"food|cuisine|what .*\beat\b",
+    "pricerange": r"price|budget|cheap|expensive|spend",
     "type": r"\btype|\bkind|\bsort\b|guest ?house",
     "stars": r"\bstar",
     "internet": r"wi-?fi|internet",
@@ -53,8 +55,8 @@ QUESTIONS = {
     "arriveBy": r"what time|which time|arriv|\bwhen\b",
     "day": r"\bday|\bdate|\bwhen\b",
     "time": r"\btime|\bwhen\b",
-    "people": r"how many (people|guests|person|ticket|passenger|seat|of you)|\bpeople|\bparty",
-    "stay": r"\bnights?\b|how long|\bstay\b",
+    "people": r"how many (?!night|star|day)|\bpeople|\bparty|\bguests|\bpassengers",
+    "stay": r"\bnights?\b|how long|how many days|(of|your|will you) stay\b|\bstay(ing)? for",
 }
 """What a question about a parameter contains."""
 
@@ -148,8 +150,9 @@ def heard_values(candidates: Mapping[str, tuple[str, ...]], text: str) -> dict[s
 
 
 def sentences(text: str) -> list[str]:
-    """Split a text into sentences, in lower case."""
-    return [s.strip() for s in re.findall(r"[^.?!\n]+(?:\.(?=\d)[^.?!\n]+)*[.?!\n]*", text.lower())]
+    """Split a text into sentences, in lower case and with straight apostrophes."""
+    text = text.lower().replace("’", "'")
+    return [s.strip() for s in re.findall(r"[^.?!;\n]+(?:\.(?=\d)[^.?!;\n]+)*[.?!;\n]*", text)]
 
 
 def attribute_name(attribute: str) -> str:

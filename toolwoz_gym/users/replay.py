@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from toolwoz_gym.types import Message, Task, UserFault
+from toolwoz_gym.types import Message, Task, UsageError, UserFault
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,11 @@ class ReplayUser:
 
     lines: tuple[str, ...]
     """What it says; the first line is the opening."""
+
+    def __post_init__(self) -> None:
+        """Refuse a customer that could not even open the dialogue."""
+        if not self.lines:
+            raise UsageError("the replayed customer has no line: it needs at least an opening")
 
     def reply(self, task: Task, messages: Sequence[Message], *, seed: int) -> Message:
         """Return the next line.

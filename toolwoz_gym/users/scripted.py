@@ -140,7 +140,8 @@ def _hear_search(wish: Wish, mind: _Mind, heard: _Heard) -> _Mind:
     if answered := _answer(wish, mind, heard):
         return answered
     if untold:
-        told = _tell(wish, mind, untold[:2])
+        again = [slot for slot in heard.asked if slot in mind.told]
+        told = _tell(wish, mind, [*again, *untold[:2]])
         return told if heard.offer else replace(told, patience=mind.patience - 1)
     if not heard.offer:
         return _insist(wish, mind)
@@ -264,27 +265,48 @@ def _in_order(wish: Wish, slots: Sequence[str] | frozenset[str]) -> tuple[str, .
     return tuple(sorted(slots, key=order.index))
 
 
-_NEGATION = re.compile(
-    r"\b(no|not|none|nothing|unable|cannot|unfortunately|sorry|fail\w*|unsuccessful\w*)\b|n't\b"
+_POLITE = re.compile(
+    r"\b(no|not a) (problem|worries|trouble|doubt)\b|\bif not\b|\bsorry (for|about)\b"
+    r"|\b(don't|do not) (hesitate|worry)\b.*|\bno (extra|additional|further)\b"
 )
-_FINDING = re.compile(r"\b(find|found|match\w*|available|any|there (is|are)|have|exist\w*)\b")
-_BOOKING = re.compile(r"\b(book\w*|reserv\w*|tables?|rooms?|tickets?|availab\w*)\b")
+"""Negations that deny nothing."""
+_PROMISE = re.compile(
+    r"^(\w+[,!]? )?(let me|allow me|i will|i'll|i am going to|i'm going to|one moment)\b"
+)
+"""The agent says what it is about to do, which states nothing yet."""
+_NOT = r"(\b(no|not|cannot|unable|fail\w*|lack|zero|without)\b|n't\b)"
+_NEGATION = re.compile(
+    _NOT + r"|\b(none|nothing|unfortunately|regrettably|sorry|afraid|unsuccessful\w*|unavailable"
+    r"|full|fully booked|sold out|already (taken|booked|reserved)|error)\b"
+)
+_NOTHING = re.compile(
+    r"\b(none|nothing(?! else)|no luck)\b"
+    r"|\bthere(('s| is| are| was| were| seems?)( to be)? (no|not|zero)\b| \w+n't\b)"
+    rf"|{_NOT}.*\b(find|found|match\w*|results?|return\w*|any|anything|such|exist\w*|available"
+    r"|restaurants?|hotels?|guest ?houses?|attractions?|trains?|places?|options?)\b"
+)
+_BOOKING = re.compile(
+    r"\b(book\w*|reserv\w*|tables?|rooms?|tickets?|availab\w*|unavailable|full|sold out|taken"
+    r"|work\w*|possible)\b"
+)
 _BOOKED = re.compile(
-    r"\b(booked|reserved|confirmed|reference (number|code|is))\b"
-    r"|\b(booking|reservation) (was|is|has been) (successful|made|complete|done)"
+    r"\b(booked|reserved|confirmed|confirmation|reference|ref)\b"
+    r"|\b(booking|reservation) .*\b(successful|made|complete\w*|done|through)\b"
+    r"|\b(made|able to (book|reserve|make)|booking (is )?successful)\b"
 )
 _STATEMENT = re.compile(
     r"\b(is|are|found|has|have|recommend|suggest|leaves|departs|arrives|located|costs?"
-    r"|how about|what about|there's|tr\d+)\b"
+    r"|how about|what about|there's|it's|try|serves|match\w*|fits?|called|perfect|tr\d+)\b"
 )
+_PROPOSAL = re.compile(r"\b(book|reserv\w+|how about|what about)\b")
 _REQUEST = re.compile(r"\b(please|let me know|tell me|i need|may i|can i have)\b")
 
 
 def _understand(wish: Wish, text: str) -> _Heard:
     """Make out what the agent said, sentence by sentence."""
-    parts = sentences(text)
+    parts = [_POLITE.sub("", sentence) for sentence in sentences(text)]
     questions = [s for s in parts if s.endswith("?") or _REQUEST.search(s)]
-    statements = [s for s in parts if not s.endswith("?")]
+    statements = [s for s in parts if not s.endswith("?") and not _PROMISE.search(s)]
     slots = {*PARAMETERS[f"search_{wish.domain}"], *PARAMETERS[f"book_{wish.domain}"]} - {"trainID"}
     asked = {slot for slot in slots for q in questions if re.search(QUESTIONS[slot], q)}
     negative = [s for s in statements if _NEGATION.search(s)]
@@ -297,11 +319,11 @@ def _understand(wish: Wish, text: str) -> _Heard:
             for s in statements
             if attribute_name(name) in s or re.search(ANSWERS.get(name, "$^"), s)
         ),
-        nothing_found=any(_FINDING.search(s) for s in negative),
+        nothing_found=any(_NOTHING.search(s) for s in negative),
         failed=any(_BOOKING.search(s) for s in negative),
         booked=any(_BOOKED.search(s) for s in positive),
         offer=any(_STATEMENT.search(s) for s in positive)
-        or any(re.search(r"\b(book|reserve|how about|what about)\b", q) for q in questions),
+        or any(_PROPOSAL.search(q) for q in questions),
     )
 
 

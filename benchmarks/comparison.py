@@ -1,0 +1,197 @@
+"""What an evaluation found: figures for each model, and how the others differ from the first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.metrics import (
+    Estimate,
+    Floats,
+    SignTest,
+    difference,
+    mean,
+    pass_hat,
+    sign_test,
+    success_rate,
+)
+
+OUTCOMES = ("success", "failure", "truncated", "user_fault")
+
+Record = Mapping[str, Any]
+"""One episode: a line of ``trajectories.jsonl``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one model achieved."""
+
+    model: str
+    tasks: int
+    trials: int
+    """Episodes per task."""
+    success: Estimate
+    """Rate of episodes that earned the reward."""
+    progress: Estimate
+    """Mean fraction of a task's goals that were met."""
+    pass_hat: tuple[float, ...]
+    """pass^1, pass^2, ... up to the number of trials."""
+    outcomes: Mapping[str, int]
+    """Episodes by outcome."""
+    steps: int
+    """Messages that the model wrote."""
+    malformed: int
+    """Those of them that were no action."""
+    tool_errors: int
+    """Those of them that called a tool wrongly."""
+    usage: Mapping[str, Mapping[str, int]]
+    """Tokens, ``prompt`` and ``completion``, by role."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How a model did on the episodes of another: same tasks, same seeds."""
+
+    model: str
+    baseline: str
+    success: Estimate
+    """Success rate, the model's less the baseline's."""
+    by_task: SignTest
+    """In how many tasks the model succeeded more often than the baseline, and less often."""
+    progress: Estimate
+    """Mean progress, the model's less the baseline's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The figures of an evaluation."""
+
+    results: tuple[Result, ...]
+    differences: tuple[Difference, ...]
+    """Each further model against the first."""
+
+
+def compare(records: Iterable[Record], models: Sequence[str], *, seed: int) -> Comparison:
+    """Work out the figures of an evaluation.
+
+    Args:
+        records: Every trial of every task for every model, in any order.
+        models: The models by label; the first is the baseline of the others.
+        seed: The luck of the bootstrap.
+    """
+    episodes: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
+    for record in records:
+        slim = {name: value for name, value in record.items() if name != "messages"}
+        episodes[record["model"]].append(slim)
+    for played in episodes.values():
+        played.sort(key=lambda record: (record["task_id"], record["trial"]))
+    results = tuple(_result(model, episodes[model], seed) for model in models)
+    first, *others = models
+    return Comparison(
+        results, tuple(_difference(m, episodes[m], first, episodes[first], seed) for m in others)
+    )
+
+
+def _result(model: str, episodes: Sequence[Record], seed: int) -> Result:
+    success, progress = _array(episodes, "reward"), _array(episodes, "progress")
+    tasks, trials = success.shape
+    outcomes = Counter(record["outcome"] for record in episodes)
+    return Result(
+        model,
+        tasks,
+        trials,
+        success=success_rate(success),
+        progress=mean(progress, seed=seed),
+        pass_hat=tuple(pass_hat(success, k) for k in range(1, trials + 1)),
+        outcomes={outcome: outcomes[outcome] for outcome in OUTCOMES},
+        steps=sum(record["steps"] for record in episodes),
+        malformed=sum(record["malformed"] for record in episodes),
+        tool_errors=sum(record["tool_errors"] for record in episodes),
+        usage={
+            role: {
+                kind: sum(record["usage"][role][kind] for record in episodes)
+                for kind in ("prompt", "completion")
+            }
+            for role in ("agent", "user")
+        },
+    )
+
+
+def _difference(
+    model: str,
+    episodes: Sequence[Record],
+    baseline: str,
+    others: Sequence[Record],
+    seed: int,
+) -> Difference:
+    success, other_success = _array(episodes, "reward"), _array(others, "reward")
+    return Difference(
+        model,
+        baseline,
+        success=difference(success, other_success, seed=seed),
+        by_task=sign_test(success, other_success),
+        progress=difference(_array(episodes, "progress"), _array(others, "progress"), seed=seed),
+    )
+
+
+def _array(episodes: Sequence[Record], name: str) -> Floats:
+    """Return a value of sorted episodes as an array of shape ``(tasks, trials)``."""
+    tasks = len({record["task_id"] for record in episodes})
+    return np.array([record[name] for record in episodes], np.float64).reshape(tasks, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of text: for the terminal, and for a paper."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """Return the table in Markdown, its first column to the left and numbers to the right."""
+        rule = ("---", *("---:" for _ in self.header[1:]))
+        lines = (self.header, rule, *self.rows)
+        return "\n".join(f"| {' | '.join(c.replace('|', '&#124;') for c in x)} |" for x in lines)
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """Write the figures as tables, a column for each model: results, and differences if any."""
+    results, differences = comparison.results, comparison.differences
+    trials, baseline = results[0].trials, results[0].model
+    rows = {
+        "Success, %": [_percent(r.success) for r in results],
+        "Progress, %": [_percent(r.progress) for r in results],
+    }
+    if trials > 1:
+        rows[f"pass^{trials}, %"] = [f"{100 * r.pass_hat[-1]:.1f}" for r in results]
+    for outcome in OUTCOMES:
+        rows[f"Episodes: {outcome}"] = [f"{r.outcomes[outcome]:,}" for r in results]
+    rows["Messages"] = [f"{r.steps:,}" for r in results]
+    rows["Messages: malformed"] = [f"{r.malformed:,}" for r in results]
+    rows["Messages: tool error"] = [f"{r.tool_errors:,}" for r in results]
+    rows["Tokens of the agent"] = [f"{sum(r.usage['agent'].values()):,}" for r in results]
+    shown = [_table_of("", [r.model for r in results], rows)]
+    if differences:
+        rows = {
+            "Success, points": [_percent(d.success, "+") for d in differences],
+            "Progress, points": [_percent(d.progress, "+") for d in differences],
+            "Tasks better : worse": [
+                f"{d.by_task.better} : {d.by_task.worse}" for d in differences
+            ],
+            "Sign test, p": [f"{d.by_task.p_value:.2g}" for d in differences],
+        }
+        shown.append(_table_of(f"Less {baseline}", [d.model for d in differences], rows))
+    return shown
+
+
+def _table_of(title: str, models: list[str], rows: Mapping[str, list[str]]) -> Table:
+    return Table((title, *models), tuple((name, *cells) for name, cells in rows.items()))
+
+
+def _percent(estimate: Estimate, sign: str = "-") -> str:
+    value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"

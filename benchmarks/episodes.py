@@ -1,0 +1,153 @@
+"""The episodes of an evaluation: played by one model after the other, and recorded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from agents.base import AgentFactory
+from toolwoz_gym.dialogue import Dialogue
+from toolwoz_gym.records import RunFolder, message_to_json, read_jsonl, usage_to_json
+from toolwoz_gym.rollout import play
+from toolwoz_gym.seeding import derive
+from toolwoz_gym.types import Domain, Episode, Message, Task, Usage
+
+TRAJECTORIES = "trajectories"
+"""Name of the log of finished episodes."""
+
+Player: TypeAlias = Callable[[Domain], AbstractContextManager[AgentFactory]]
+"""Loads a model for as long as it plays, as :meth:`agents.options.AgentOptions.open` does."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """How far an evaluation has come."""
+
+    episodes: int
+    played: Counter[str] = field(default_factory=Counter)
+    """Finished episodes, by model."""
+    solved: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count a finished episode."""
+        self.played[record["model"]] += 1
+        self.solved[record["model"]] += record["outcome"] == "success"
+        self.tokens += sum(sum(usage.values()) for usage in record["usage"].values())
+
+
+class Watcher(Protocol):
+    """Shows how an evaluation gets on."""
+
+    def update(self, tally: Tally, record: Mapping[str, Any] | None) -> None:
+        """Show the tally; ``record`` is the episode that has just been finished, if one has."""
+        ...
+
+
+def play_all(
+    dialogue: Dialogue,
+    players: Mapping[str, Player],
+    tasks: Sequence[Task],
+    folder: RunFolder,
+    *,
+    seed: int,
+    trials: int,
+    episodes_at_once: int,
+    watcher: Watcher,
+) -> None:
+    """Play every episode that the folder has no record of yet, one model after the other.
+
+    Args:
+        dialogue: The rules of play.
+        players: What loads each model, by label.
+        tasks: What every model plays.
+        folder: Where ``trajectories.jsonl`` grows by a line for each finished episode.
+        seed: An episode's seed is derived from it, the task's id and the trial: it is the same for
+            every model, and does not depend on the other episodes.
+        trials: Episodes per model and task.
+        episodes_at_once: How many episodes are played at a time; their model calls are in flight
+            together.
+        watcher: Is told of every finished episode.
+
+    Raises:
+        BackendError: A model did not answer. Episodes that were finished are in the folder.
+    """
+    tally = Tally(len(players) * len(tasks) * trials)
+    log = folder.log(TRAJECTORIES)
+    finished = set()
+    for record in read_jsonl(log.path):
+        finished.add(record["key"])
+        tally.add(record)
+    watcher.update(tally, None)
+
+    def episode(model: str, make_agent: AgentFactory, task: Task, trial: int) -> dict[str, Any]:
+        luck = derive(seed, task.id, trial)
+        played = play(dialogue, make_agent(task), task, seed=luck)
+        return _record(model, trial, played, sorted(dialogue.goals_met(played)))
+
+    try:
+        for model, player in players.items():
+            wanted = [
+                (task, trial)
+                for task in tasks
+                for trial in range(trials)
+                if _key(model, task, trial) not in finished
+            ]
+            if not wanted:
+                continue
+            # The model is closed before the pool is: after an error, no episode plays to its end.
+            with (
+                ThreadPoolExecutor(episodes_at_once) as pool,
+                player(dialogue.domain) as make_agent,
+            ):
+                try:
+                    for future in as_completed(
+                        [pool.submit(episode, model, make_agent, *pair) for pair in wanted]
+                    ):
+                        record = future.result()
+                        log.append(record)
+                        tally.add(record)
+                        watcher.update(tally, record)
+                finally:
+                    pool.shutdown(wait=False, cancel_futures=True)
+    finally:
+        log.close()
+
+
+def _key(model: str, task: Task, trial: int) -> str:
+    return f"{model}/{task.id}/{trial}"
+
+
+def _record(model: str, trial: int, episode: Episode, goals_met: list[int]) -> dict[str, Any]:
+    """Return the record of a finished episode: a line of ``trajectories.jsonl``."""
+    goals = len(episode.task.goals)
+    messages = episode.messages
+    answers = [m for m in messages if m.role == "tool" and m.name is not None]
+    return {
+        "key": _key(model, episode.task, trial),
+        "model": model,
+        "task_id": episode.task.id,
+        "trial": trial,
+        "seed": episode.seed,
+        "reward": episode.reward,
+        "outcome": episode.outcome,
+        "progress": len(goals_met) / goals if goals else 0.0,
+        "goals_met": goals_met,
+        "goals_total": goals,
+        "steps": episode.steps,
+        "malformed": sum(m.error is not None for m in messages),
+        "tool_errors": sum(m.content.startswith("Error: ") for m in answers),
+        "usage": {
+            "agent": usage_to_json(_usage(messages, "assistant")),
+            "user": usage_to_json(_usage(messages, "user")),
+        },
+        "messages": [message_to_json(m) for m in messages],
+    }
+
+
+def _usage(messages: Sequence[Message], role: str) -> Usage:
+    return sum((m.usage for m in messages if m.role == role and m.usage), Usage())

@@ -1,0 +1,136 @@
+"""Statistics of an evaluation: how sure one can be of what was measured.
+
+Everything takes the results of episodes as an array of shape ``(tasks, trials)``. Trials of one
+task are not independent of each other, so the task is the unit of chance throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+"""Level of every interval."""
+
+_BLOCKS, _BLOCK = 10, 1000
+"""Bootstrap resamples, drawn a block at a time to spare memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A measured value and its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class SignTest:
+    """In how many tasks one model did better than another, and whether that can be chance."""
+
+    better: int
+    worse: int
+    p_value: float
+    """Two-sided, exact."""
+
+
+def success_rate(success: Floats) -> Estimate:
+    """Return the rate of success with its Wilson interval (Wilson 1927, JASA 22:209).
+
+    With several trials, the number of episodes in the formula is divided by the design effect (Kish
+    1965, Survey Sampling, section 5.4), so that repeating a task is no new evidence unless its
+    trials differ (Dean and Pagano 2015, J. Surv. Stat. Methodol. 3:484).
+
+    Args:
+        success: 1.0 where an episode succeeded, else 0.0; shape ``(tasks, trials)``.
+    """
+    return wilson(float(success.mean()), success.size / _design_effect(success))
+
+
+def wilson(rate: float, n: float) -> Estimate:
+    """Return a rate observed in ``n`` independent tries with its Wilson score interval."""
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return Estimate(rate, max(0.0, min(centre - half, rate)), min(1.0, max(centre + half, rate)))
+
+
+def _design_effect(success: Floats) -> float:
+    """Return by how much the trials' dependence swells the variance: between 1 and ``trials``."""
+    tasks, trials = success.shape
+    rate = float(success.mean())
+    independent = rate * (1 - rate) / success.size
+    if tasks == 1 or independent == 0.0:
+        return float(trials)  # nothing shows that trials can differ
+    clustered = float(success.mean(axis=1).var(ddof=1)) / tasks
+    return float(np.clip(clustered / independent, 1.0, trials))
+
+
+def mean(values: Floats, *, seed: int) -> Estimate:
+    """Return a mean with its percentile interval from a bootstrap over tasks.
+
+    Whole tasks are drawn with replacement, each with all of its trials (Efron and Tibshirani 1993,
+    An Introduction to the Bootstrap, chapter 13; Field and Welsh 2007, JRSS B 69:369). The interval
+    of a single task is a point: nothing is known about others.
+
+    Args:
+        values: Shape ``(tasks, trials)``.
+        seed: Equal seeds and values, equal intervals.
+    """
+    tasks, random = values.mean(axis=1), np.random.default_rng(seed)
+    n = len(tasks)
+    means = [tasks[random.integers(n, size=(_BLOCK, n))].mean(axis=1) for _ in range(_BLOCKS)]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return Estimate(float(tasks.mean()), float(low), float(high))
+
+
+def difference(values: Floats, others: Floats, *, seed: int) -> Estimate:
+    """Return the mean of ``values - others``, paired by task and trial, as :func:`mean` does.
+
+    Args:
+        values: Shape ``(tasks, trials)``.
+        others: The same tasks and trials, played by another model.
+        seed: Equal seeds and values, equal intervals.
+    """
+    return mean(values - others, seed=seed)
+
+
+def sign_test(success: Floats, others: Floats) -> SignTest:
+    """Compare two models task by task; tasks in which they succeed equally often do not count.
+
+    With one trial per task this is the exact McNemar test (McNemar 1947, Psychometrika 12:153; its
+    exact form is the sign test on the discordant pairs, Conover 1999, Practical Nonparametric
+    Statistics, section 3.5).
+
+    Args:
+        success: 1.0 where an episode succeeded, else 0.0; shape ``(tasks, trials)``.
+        others: The same tasks and trials, played by another model.
+    """
+    balance = (success - others).sum(axis=1)
+    better, worse = int((balance > 0).sum()), int((balance < 0).sum())
+    n = better + worse
+    tail = sum(math.comb(n, i) for i in range(min(better, worse) + 1))
+    return SignTest(better, worse, min(1.0, 2 * tail / 2**n))
+
+
+def pass_hat(success: Floats, k: int) -> float:
+    """Return pass^k: the chance that ``k`` trials of a task all succeed, averaged over tasks.
+
+    Of a task's ``n`` trials, of which ``c`` succeeded, ``C(c, k) / C(n, k)`` is the unbiased
+    estimate (Yao et al. 2024, tau-bench, arXiv:2406.12045, section 3).
+
+    Args:
+        success: 1.0 where an episode succeeded, else 0.0; shape ``(tasks, trials)``.
+        k: At most ``trials``.
+    """
+    all_ways = math.comb(success.shape[1], k)
+    return sum(math.comb(int(c), k) / all_ways for c in success.sum(axis=1)) / len(success)

@@ -1,0 +1,339 @@
+"""Evaluations: what is recorded, going on after an interrupt, and the comparison."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from agents.backends.canned import CannedBackend
+from agents.base import AgentFactory, ChatMessage, Sampling
+from agents.options import AgentOptions
+from agents.scripted import ExpertAgent, RandomAgent
+from agents.tool_calling import ToolCallingAgent
+from benchmarks.__main__ import main
+from benchmarks.comparison import compare, tables
+from benchmarks.episodes import Tally, play_all
+from benchmarks.progress import Progress
+from toolwoz_gym import make_env
+from toolwoz_gym.env import DialogueEnv
+from toolwoz_gym.records import RunFolder, message_from_json
+from toolwoz_gym.types import Domain
+
+ARGS = ["evaluate", "--agent", "random", "--also", "expert", "--tasks", "12"]
+NOTHING = {"prompt": 0, "completion": 0}
+
+
+class Ignored:
+    def update(self, tally: Tally, record: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def env() -> DialogueEnv:
+    return make_env("ToolWOZ-v0", world="builtin:domains=1", split="val")
+
+
+def expert(domain: Domain) -> AbstractContextManager[AgentFactory]:
+    return nullcontext(ExpertAgent)
+
+
+def at_random(domain: Domain) -> AbstractContextManager[AgentFactory]:
+    return nullcontext(lambda task: RandomAgent(domain.tools))
+
+
+def canned(texts: Sequence[str]) -> AbstractContextManager[AgentFactory]:
+    agent = ToolCallingAgent(CannedBackend(texts), "be kind")
+    return nullcontext(lambda task: agent)
+
+
+def lines(folder: Path) -> list[str]:
+    return (folder / "trajectories.jsonl").read_text().splitlines()
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines(folder)]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return data
+
+
+def test_the_expert_beats_chance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ARGS, "--run", str(tmp_path)]) == 0
+    chance, best = summary(tmp_path)["results"]
+    assert (chance["model"], best["model"]) == ("random", "expert")
+    assert best["outcomes"] == {"success": 12, "failure": 0, "truncated": 0, "user_fault": 0}
+    assert (best["success"]["value"], best["success"]["high"]) == (1.0, 1.0)
+    (found,) = summary(tmp_path)["differences"]
+    assert (found["model"], found["baseline"]) == ("expert", "random")
+    assert found["success"]["value"] > 0.9 and found["success"]["low"] > 0.5
+    assert found["progress"]["low"] > 0.5
+    assert found["by_task"]["p_value"] < 0.01
+
+    shown, written = capsys.readouterr().out, (tmp_path / "evaluation.md").read_text()
+    assert shown.count("builtin-val-") == 24  # a line per episode
+    for text in (shown, written):
+        assert "100.0 [75.8, 100.0]" in text  # Wilson: 12 of 12
+    assert "| Success, % | 0.0 [0.0, 24.2] | 100.0 [75.8, 100.0] |" in written
+    assert "`builtin:domains=1`" in written and "first 12 tasks of val, 1 trial each" in written
+
+
+def test_models_play_the_same_tasks_with_the_same_seeds(tmp_path: Path) -> None:
+    assert main([*ARGS, "--trials", "2", "--run", str(tmp_path)]) == 0
+    seeds: dict[str, set[tuple[str, int, int, str]]] = {"random": set(), "expert": set()}
+    for record in records(tmp_path):
+        opening = record["messages"][0]["content"]
+        seeds[record["model"]].add((record["task_id"], record["trial"], record["seed"], opening))
+    assert seeds["random"] == seeds["expert"]
+    assert len({seed for _, _, seed, _ in seeds["expert"]}) == 24
+    assert len(summary(tmp_path)["results"][0]["pass_hat"]) == 2
+    assert "pass^2" in (tmp_path / "evaluation.md").read_text()
+
+
+def test_the_order_of_play_changes_nothing(tmp_path: Path) -> None:
+    for name, at_once in (("one", "1"), ("many", "16")):
+        folder = str(tmp_path / name)
+        assert main([*ARGS, "--episodes-at-once", at_once, "--run", folder]) == 0
+    assert sorted(lines(tmp_path / "one")) == sorted(lines(tmp_path / "many"))
+    assert summary(tmp_path / "one") == summary(tmp_path / "many")
+
+
+def test_a_cut_evaluation_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ARGS, "--run", str(tmp_path)]) == 0
+    whole, before = sorted(lines(tmp_path)), summary(tmp_path)
+    text = (tmp_path / "trajectories.jsonl").read_bytes()
+    torn = sum(len(line) + 1 for line in lines(tmp_path)[:5]) + 40
+    (tmp_path / "trajectories.jsonl").write_bytes(text[:torn])
+    capsys.readouterr()
+    assert main([*ARGS, "--run", str(tmp_path)]) == 0
+    assert "going on: 5 of 24 episodes are done" in capsys.readouterr().out
+    assert sorted(lines(tmp_path)) == whole
+    assert summary(tmp_path) == before
+
+
+def test_models_that_are_through_are_not_loaded_again(tmp_path: Path, env: DialogueEnv) -> None:
+    loaded = []
+
+    def loading(domain: Domain) -> AbstractContextManager[AgentFactory]:
+        loaded.append(domain)
+        return expert(domain)
+
+    def go(tasks: int) -> None:
+        play_all(
+            env.dialogue,
+            {"expert": loading},
+            env.tasks[:tasks],
+            RunFolder(tmp_path, {}),
+            seed=0,
+            trials=1,
+            episodes_at_once=2,
+            watcher=Ignored(),
+        )
+
+    for tasks, loads in ((2, 1), (2, 1), (3, 2)):
+        go(tasks)
+        assert (len(loaded), len(records(tmp_path))) == (loads, tasks)
+
+
+def test_records_say_what_went_wrong_and_what_it_cost(tmp_path: Path, env: DialogueEnv) -> None:
+    texts = ['{"tool": 1}', '{"name": "fly", "arguments": {}}', *["Hello there."] * 60]
+    play_all(
+        env.dialogue,
+        {"canned": lambda domain: canned(texts)},
+        env.tasks[:1],
+        RunFolder(tmp_path, {}),
+        seed=0,
+        trials=1,
+        episodes_at_once=1,
+        watcher=Ignored(),
+    )
+    (record,) = records(tmp_path)
+    assert (record["key"], record["reward"]) == ("canned/builtin-val-000000/0", 0.0)
+    assert (record["malformed"], record["tool_errors"]) == (1, 1)
+    assert (record["progress"], record["goals_met"], record["goals_total"]) == (0.0, [], 2)
+    words = sum(len(text.split()) for text in texts[: record["steps"]])
+    assert record["usage"]["agent"]["completion"] == words
+    messages = [message_from_json(data) for data in record["messages"]]
+    written = [m for m in messages if m.role == "assistant"]
+    assert len(written) == record["steps"]
+    assert record["usage"]["agent"]["prompt"] == sum(m.usage.prompt for m in written if m.usage)
+
+    comparison = compare([record], ["canned"], seed=0)
+    assert not comparison.differences
+    (table,) = tables(comparison)
+    cells = {name: cell for name, cell in table.rows}
+    assert (cells["Messages: malformed"], cells["Messages: tool error"]) == ("1", "1")
+    assert int(cells["Tokens of the agent"].replace(",", "")) > words
+
+
+def test_the_comparison_pairs_tasks_and_trials_in_whatever_order_they_ended() -> None:
+    rewards = {"base": ["00", "01", "10", "11"], "other": ["01", "11", "10", "10"]}
+    played = [
+        {
+            "model": model,
+            "task_id": f"t{task}",
+            "trial": trial,
+            "reward": float(reward),
+            "outcome": "success" if reward == "1" else "failure",
+            "progress": 0.5 + 0.5 * float(reward),
+            "steps": 1,
+            "malformed": 0,
+            "tool_errors": 0,
+            "usage": {"agent": {"prompt": 1, "completion": 1}, "user": NOTHING},
+        }
+        for model, tasks in rewards.items()
+        for task, trials in enumerate(tasks)
+        for trial, reward in enumerate(trials)
+    ]
+    as_they_ended = sorted(played, key=lambda record: (record["trial"], record["reward"]))
+    comparison = compare(played, ["base", "other"], seed=0)
+    assert comparison == compare(as_they_ended, ["base", "other"], seed=0)
+    base, other = comparison.results
+    assert (base.pass_hat, other.pass_hat) == ((0.5, 0.25), (0.625, 0.25))
+    (found,) = comparison.differences
+    assert (found.success.value, found.progress.value) == (0.125, 0.0625)
+    assert (found.by_task.better, found.by_task.worse) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks", "0"], "tasks must be at least 1"),
+        (["--trials", "0"], "trials must be at least 1"),
+        (["--tasks", "1001"], "has 1000 tasks only"),
+        (["--split", "dev"], "dev"),
+        (["--also", "random"], "named twice"),
+        (["--adapter", "no/adapter"], "there is no adapter in no/adapter"),
+        (["--also", "no/model.gguf"], "unknown model"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["evaluate", "--agent", "random", "--run", str(run), *flags]) == 2
+    assert main(["--agent", "random", "--run", str(run), *flags]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == second and message in first
+    assert not run.exists()
+
+
+def test_another_configuration_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*ARGS, "--run", str(tmp_path)]) == 0
+    before = lines(tmp_path)
+    assert main([*ARGS, "--run", str(tmp_path), "--seed", "1"]) == 2
+    assert "another configuration (seed: 0, now 1)" in capsys.readouterr().err
+    assert lines(tmp_path) == before
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that looks like an adapter's; it plays as the expert does, its base at random."""
+
+    @contextmanager
+    def opened(options: AgentOptions, domain: Domain) -> Iterator[AgentFactory]:
+        with (at_random if options.model == "bundled-base" else expert)(domain) as make_agent:
+            yield make_agent
+
+    monkeypatch.setattr(AgentOptions, "open", opened)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "bundled"}')
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def test_an_adapter_is_compared_with_its_base(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    args = ["evaluate", "--model", "bundled-base", "--adapter", str(adapter), "--run", str(run)]
+    assert main([*args, "--tasks", "6"]) == 0
+    (found,) = summary(run)["differences"]
+    assert (found["baseline"], found["model"]) == ("bundled-base", adapter.as_posix())
+    assert found["by_task"] == {"better": 6, "worse": 0, "p_value": 2 / 64}
+
+    (adapter / "adapter_model.safetensors").write_bytes(b"trained further")
+    assert main([*args, "--tasks", "6"]) == 2
+    assert "another configuration" in capsys.readouterr().err
+
+
+def test_a_model_that_fails_ends_it_and_what_is_finished_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["Hello there."] * 30
+    monkeypatch.setattr(AgentOptions, "open", lambda options, domain: canned(texts))
+    args = ["evaluate", "--model", "bundled-base", "--tasks", "12", "--run", str(tmp_path)]
+    args += ["--episodes-at-once", "1"]
+    assert main(args) == 1
+    error = capsys.readouterr().err
+    assert error == (
+        "error: all canned texts are written; what is finished is kept: run again to go on\n"
+    )
+    kept = records(tmp_path)
+    assert 0 < len(kept) < 12
+    assert sum(record["steps"] for record in kept) <= 30
+    assert not (tmp_path / "summary.json").exists()
+
+    texts += ["Hello there."] * 600
+    assert main(args) == 0
+    assert records(tmp_path)[: len(kept)] == kept
+    assert len(records(tmp_path)) == 12
+
+
+def test_an_interrupt_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+
+    def script(prompt: Sequence[ChatMessage], sampling: Sampling) -> str:
+        said.append(sampling.seed)
+        if len(said) > 30:
+            raise KeyboardInterrupt
+        return "Hello there."
+
+    agent = ToolCallingAgent(CannedBackend(script), "be kind")
+    monkeypatch.setattr(
+        AgentOptions, "open", lambda options, domain: nullcontext(lambda task: agent)
+    )
+    args = ["evaluate", "--model", "bundled-base", "--run", str(tmp_path), "--tasks", "12"]
+    assert main([*args, "--episodes-at-once", "1"]) == 130
+    assert capsys.readouterr().err.startswith("interrupted; what is finished is kept")
+    assert 0 < len(records(tmp_path)) < 12
+
+
+def test_the_live_line_counts_each_model() -> None:
+    screen = io.StringIO()
+    tally = Tally(4)
+    record = {
+        "model": "expert",
+        "task_id": "t",
+        "trial": 0,
+        "outcome": "success",
+        "goals_met": [0],
+        "goals_total": 1,
+        "steps": 3,
+        "usage": {"agent": {"prompt": 2000, "completion": 500}},
+    }
+    with Progress(
+        Console(file=screen, force_terminal=True, highlight=False, width=120)
+    ) as progress:
+        tally.add({**record, "model": "random", "outcome": "failure"})
+        progress.update(tally, None)
+        tally.add(record)
+        progress.update(tally, record)
+    shown = screen.getvalue()
+    assert "going on: 1 of 4 episodes are done" in shown
+    assert "expert  t/0  goals 1/1, 3 steps" in shown
+    assert "random: 0/1 solved" in shown and "expert: 1/1 solved" in shown
+    assert "2/4 episodes" in shown and "5k tokens" in shown
