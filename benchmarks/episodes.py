@@ -11,10 +11,10 @@ from typing import Any, Protocol, TypeAlias
 
 from agents.base import AgentFactory
 from toolwoz_gym.dialogue import Dialogue
-from toolwoz_gym.records import RunFolder, message_to_json, read_jsonl, usage_to_json
+from toolwoz_gym.records import RunFolder, message_to_json, read_jsonl, usage_of, usage_to_json
 from toolwoz_gym.rollout import play
 from toolwoz_gym.seeding import derive
-from toolwoz_gym.types import Domain, Episode, Message, Task, Usage
+from toolwoz_gym.types import Domain, Episode, Task
 
 TRAJECTORIES = "trajectories"
 """Name of the log of finished episodes."""
@@ -142,12 +142,8 @@ def _record(model: str, trial: int, episode: Episode, goals_met: list[int]) -> d
         "malformed": sum(m.error is not None for m in messages),
         "tool_errors": sum(m.content.startswith("Error: ") for m in answers),
         "usage": {
-            "agent": usage_to_json(_usage(messages, "assistant")),
-            "user": usage_to_json(_usage(messages, "user")),
+            "agent": usage_to_json(usage_of(messages, "assistant")),
+            "user": usage_to_json(usage_of(messages, "user")),
         },
         "messages": [message_to_json(m) for m in messages],
     }
-
-
-def _usage(messages: Sequence[Message], role: str) -> Usage:
-    return sum((m.usage for m in messages if m.role == role and m.usage), Usage())

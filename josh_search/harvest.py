@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,10 +101,6 @@ def harvest(
     tally = Tally(len(tasks))
     log = folder.log("trees")
     wanted = {tree_key(task, trial=0): task for task in tasks}
-    for record in read_jsonl(log.path):
-        if wanted.pop(record["key"], None):
-            tally.add(record)
-    watcher.update(tally, None)
 
     def grow(key: str, task: Task) -> Tree:
         def on_step(tree: Tree, live: int) -> None:
@@ -121,16 +118,22 @@ def harvest(
         )
 
     with (
+        closing(log),
         ThreadPoolExecutor(trees_at_once * options.beam) as leaf_pool,
         ThreadPoolExecutor(trees_at_once) as tree_pool,
     ):
+        for record in read_jsonl(log.path):
+            if wanted.pop(record["key"], None):
+                tally.add(record)
+        watcher.update(tally, None)
         growing: dict[Future[Tree], str] = {
             tree_pool.submit(grow, key, task): key for key, task in wanted.items()
         }
         try:
             while growing:
                 done, _ = wait(growing, return_when=FIRST_COMPLETED)
-                for future in done:
+                # What is finished is kept before an error breaks off.
+                for future in sorted(done, key=lambda future: future.exception() is not None):
                     del growing[future]
                     record = tree_to_json(future.result(), trial=0)
                     log.append(record)
@@ -139,7 +142,6 @@ def harvest(
         finally:  # an error, or an interrupt from the keyboard: begin nothing more
             tree_pool.shutdown(wait=False, cancel_futures=True)
             leaf_pool.shutdown(wait=False, cancel_futures=True)
-            log.close()
     return tally
 
 

@@ -6,6 +6,7 @@ the model wrote it) and, for KTO, ``label``. Only solved searches give rows.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +55,22 @@ def make_rows(records: Iterable[Mapping[str, Any]], system: str) -> Rows:
             _add_rows(rows, record, system)
         else:
             rows.dropped["trees without a solution"] += 1
+    _settle(rows)
     return rows
+
+
+def _settle(rows: Rows) -> None:
+    """Drop what is good in one tree from the bad rows of another: tasks can begin alike."""
+    good = {json.dumps([row["prompt"], row["completion"]]) for row in rows.sft}
+    kto = [
+        row
+        for row in rows.kto
+        if row["label"] or json.dumps([row["prompt"], row["completion"]]) not in good
+    ]
+    if dropped := len(rows.kto) - len(kto):
+        rows.dropped["messages that are good in another tree"] += dropped
+    rows.kto = kto
+    rows.dpo = [row for row in rows.dpo if json.dumps([row["prompt"], row["rejected"]]) not in good]
 
 
 def _add_rows(rows: Rows, record: Mapping[str, Any], system: str) -> None:

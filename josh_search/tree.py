@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from toolwoz_gym.records import message_to_json, usage_to_json
-from toolwoz_gym.types import Episode, Message, Task, Usage
+from toolwoz_gym.records import message_to_json, usage_of, usage_to_json
+from toolwoz_gym.types import Episode, Message, Task
 
 
 @dataclass(slots=True)
@@ -92,8 +91,8 @@ def tree_to_json(tree: Tree, trial: int) -> dict[str, Any]:
         "goals_met": sorted(tree.goals_met),
         "steps": tree.steps,
         "usage": {
-            "agent": usage_to_json(_usage(messages, "assistant")),
-            "user": usage_to_json(_usage(messages, "user")),
+            "agent": usage_to_json(usage_of(messages, "assistant")),
+            "user": usage_to_json(usage_of(messages, "user")),
         },
         "nodes": [_node_to_json(node) for node in tree.nodes],
     }
@@ -115,10 +114,6 @@ def _node_to_json(node: Node) -> dict[str, Any]:
         "successful": node.successful,
         "golden": node.golden,
         "outcome": node.episode.outcome,
-        "usage": usage_to_json(_usage(node.messages, "assistant")),
+        "usage": usage_to_json(usage_of(node.messages, "assistant")),
         "messages": [message_to_json(m) for m in node.messages],
     }
-
-
-def _usage(messages: Sequence[Message], role: str) -> Usage:
-    return sum((m.usage for m in messages if m.role == role and m.usage), Usage())

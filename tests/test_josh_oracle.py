@@ -91,8 +91,8 @@ def label(tree: Tree, node: Node) -> tuple[int, int]:
 def recorded_nodes(tree: Tree) -> set[tuple[tuple[tuple[int, int], ...], bool, bool]]:
     """The nodes that the reference records: path, successful, golden.
 
-    It records at each collapse, lets a turn that does not branch extend its node in place, and knows
-    no turn of an agent that failed before its first word.
+    It records at each collapse, lets a turn that does not branch extend its node in place, and
+    knows no turn of an agent that failed before its first word.
     """
     found, done = set(), set()
     for target in (node for node in tree.nodes if node.collapsed):
@@ -116,7 +116,9 @@ def test_searches_are_those_of_the_reference(shared: Path, multiwoz: ToolWOZ) ->
         assert [len(leaves(tree, step["step"])) for step in steps] == [
             step["live_leaves_after_expand"] for step in steps
         ]
-        targets = {label(tree, n): sorted(goals[i] for i in n.met) for n in tree.nodes if n.collapsed}
+        targets = {
+            label(tree, n): sorted(goals[i] for i in n.met) for n in tree.nodes if n.collapsed
+        }
         assert targets == {
             (step["step"], step["collapsed_to_leaf"]): sorted(map(tuple, step["consumed"]))
             for step in steps

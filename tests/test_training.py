@@ -355,6 +355,19 @@ def test_kto_sees_the_rows_as_they_were_counted(tiny, tokenizer, tmp_path, monke
         assert row["KL_completion_ids"] == seen[i ^ 1]["completion_ids"]
 
 
+def test_gradient_checkpointing_changes_memory_alone(warm, tmp_path):
+    from safetensors.torch import load_file
+
+    run = run_folder(tmp_path / "run", toy_rows())
+    weights = []
+    for on in (False, True):
+        out = tmp_path / str(on)
+        train_kto(small(KTOOptions, warm, run=run, out=out, gradient_checkpointing=on))
+        weights.append(load_file(out / "adapter_model.safetensors"))
+    for name, weight in weights[0].items():
+        assert torch.allclose(weight, weights[1][name], atol=1e-5)
+
+
 def test_learned_positions_only_gives_the_same_numbers(tiny, tokenizer):
     from trl.trainer.utils import add_fused_lm_head
 

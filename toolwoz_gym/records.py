@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from toolwoz_gym.types import Message, ToolCall, Usage, UsageError
+from toolwoz_gym.types import Message, Role, ToolCall, Usage, UsageError
 
 
 class RunFolder:
@@ -176,6 +176,11 @@ def message_from_json(data: Mapping[str, Any]) -> Message:
     if "usage" in data:
         values["usage"] = Usage(**data["usage"])
     return Message(**values)
+
+
+def usage_of(messages: Iterable[Message], role: Role) -> Usage:
+    """Return what the messages of a role cost together."""
+    return sum((m.usage for m in messages if m.role == role and m.usage), Usage())
 
 
 def usage_to_json(usage: Usage) -> dict[str, int]:

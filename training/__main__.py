@@ -1,8 +1,9 @@
-"""``python -m training kto|sft``: train a LoRA adapter on rows of dialogue."""
+"""``python -m training kto|sft|warmstart``: train a LoRA adapter on rows of dialogue."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,24 @@ from toolwoz_gym.cli import main_cli
 from training.kto import KTOOptions, train_kto
 from training.output import RECORD
 from training.sft import SFTOptions, train_sft
+from training.warmstart import WarmstartOptions, warmstart
 
 
 def _kto(options: KTOOptions) -> None:
-    known = (options.folder / RECORD).exists()
-    _report(options.folder, train_kto(options), known)
+    _report(train_kto, options, options.folder)
 
 
 def _sft(options: SFTOptions) -> None:
-    known = (options.out / RECORD).exists()
-    _report(options.out, train_sft(options), known)
+    _report(train_sft, options, options.out)
 
 
-def _report(out: Path, record: dict[str, Any], known: bool) -> None:
+def _warmstart(options: WarmstartOptions) -> None:
+    _report(warmstart, options, options.out / "adapter")
+
+
+def _report(train: Callable[[Any], dict[str, Any]], options: Any, out: Path) -> None:
+    known = (out / RECORD).exists()
+    record = train(options)
     if record["kind"] == "kto":
         rows = f"{record['good']} good and {record['bad']} bad rows"
     else:
@@ -41,6 +47,10 @@ if __name__ == "__main__":
         main_cli(
             "python -m training",
             "Train a LoRA adapter on rows of dialogue.",
-            {"kto": (KTOOptions, _kto), "sft": (SFTOptions, _sft)},
+            {
+                "kto": (KTOOptions, _kto),
+                "sft": (SFTOptions, _sft),
+                "warmstart": (WarmstartOptions, _warmstart),
+            },
         )
     )

@@ -309,7 +309,9 @@ def _understand(wish: Wish, text: str) -> _Heard:
     statements = [s for s in parts if not s.endswith("?") and not _PROMISE.search(s)]
     slots = {*PARAMETERS[f"search_{wish.domain}"], *PARAMETERS[f"book_{wish.domain}"]} - {"trainID"}
     asked = {slot for slot in slots for q in questions if re.search(QUESTIONS[slot], q)}
-    negative = [s for s in statements if _NEGATION.search(s)]
+    # "It is fully booked at 20:00, would 21:00 suit you?" denies something before it asks.
+    denials = [s.rpartition(",")[0] for s in parts if s.endswith("?")]
+    negative = [s for s in (*statements, *denials) if _NEGATION.search(s)]
     positive = [s for s in statements if not _NEGATION.search(s)]
     return _Heard(
         asked=frozenset(asked),

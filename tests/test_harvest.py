@@ -1,0 +1,344 @@
+"""A harvest that is broken off anywhere goes on to exactly what an undisturbed one gives."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.base import Agent, AgentFactory, BackendError
+from agents.scripted import ExpertAgent, RandomAgent
+from agents.tool_calling import system_prompt
+from josh_search.__main__ import main
+from josh_search.harvest import Tally, finish, harvest
+from josh_search.search import SearchOptions
+from toolwoz_gym.dialogue import Dialogue
+from toolwoz_gym.records import RunFolder, read_jsonl
+from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
+from toolwoz_gym.types import Message, Task
+from toolwoz_gym.users.scripted import ScriptedUser
+
+ROOT = Path(__file__).resolve().parents[1]
+WORLD = load_builtin(CityOptions.parse("domains=1,constraints=1-2,failures=0"))
+DIALOGUE = Dialogue(WORLD, ScriptedUser(), max_steps=45)
+TASKS = WORLD.tasks("train")[:12]
+SYSTEM = system_prompt(WORLD.policy, WORLD.tools)
+
+
+class Silent:
+    """Watches without a word, and remembers."""
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self.records: list[str] = []
+        self.steps = 0
+
+    def update(self, tally: Tally, record: Mapping[str, Any] | None) -> None:
+        if self.first is None:
+            self.first = tally.finished
+        if record is None:
+            self.steps += 1
+        else:
+            self.records.append(record["key"])
+
+
+def every_third(task: Task) -> Agent:
+    """Let the expert play a third of the tasks, and chance the others."""
+    return ExpertAgent(task) if TASKS.index(task) % 3 == 0 else RandomAgent(WORLD.tools)
+
+
+class Shy:
+    """The expert, if luck has it; else it only greets."""
+
+    def __init__(self, task: Task) -> None:
+        self.expert = ExpertAgent(task)
+
+    def act(self, view: Sequence[Message], *, seed: int) -> Message:
+        return self.expert.act(view, seed=seed) if seed % 3 else Message("assistant", "Hello.")
+
+
+def run(
+    path: Path,
+    make_agent: AgentFactory = every_third,
+    *,
+    at_once: int = 2,
+    tasks: Sequence[Task] = TASKS,
+    watcher: Any = None,
+) -> Tally:
+    return harvest(
+        DIALOGUE,
+        make_agent,
+        tasks,
+        RunFolder(path, {"seed": 9}),
+        seed=9,
+        options=SearchOptions(beam=4, max_steps=8),
+        trees_at_once=at_once,
+        watcher=watcher or Silent(),
+    )
+
+
+def lines(path: Path) -> list[bytes]:
+    return (path / "trees.jsonl").read_bytes().splitlines(keepends=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed harvest, one tree at a time."""
+    path = tmp_path_factory.mktemp("harvest") / "whole"
+    run(path, at_once=1)
+    return path
+
+
+def test_a_harvest_has_a_record_of_every_task(whole: Path) -> None:
+    records = list(read_jsonl(whole / "trees.jsonl"))
+    assert [record["key"] for record in records] == [f"{task.id}/0" for task in TASKS]
+    assert sum(record["solved"] for record in records) >= 4
+    assert len({record["seed"] for record in records}) == len(TASKS)
+
+
+@pytest.mark.parametrize("at_once", [2, 12])
+def test_threads_make_no_difference(whole: Path, tmp_path: Path, at_once: int) -> None:
+    run(tmp_path / "run", at_once=at_once)
+    assert sorted(lines(tmp_path / "run")) == sorted(lines(whole))
+
+
+def test_a_tree_does_not_depend_on_the_others(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path / "run", tasks=[TASKS[7]])
+    assert lines(tmp_path / "run") == [lines(whole)[7]]
+
+
+def test_a_harvest_goes_on_wherever_it_was_torn(whole: Path, tmp_path: Path) -> None:
+    expected = lines(whole)
+    data = b"".join(expected)
+    ends = [sum(map(len, expected[:n])) for n in range(len(expected) + 1)]
+    cuts = {0, 1, *ends, *(end - 1 for end in ends[1:]), *(end + 1 for end in ends[:-1])}
+    for cut in sorted({*cuts, *range(500, len(data), len(data) // 7)}):
+        path = tmp_path / str(cut)
+        RunFolder(path, {"seed": 9})
+        (path / "trees.jsonl").write_bytes(data[:cut])
+        watcher = Silent()
+        tally = run(path, watcher=watcher)
+        kept = sum(end <= cut for end in ends[1:])
+        assert watcher.first == kept and len(watcher.records) == len(TASKS) - kept
+        assert lines(path)[:kept] == expected[:kept]
+        assert sorted(lines(path)) == sorted(expected)
+        assert tally.to_json() == count(whole)
+
+
+def count(path: Path) -> dict[str, Any]:
+    """Return what a harvest's figures should be, from its records."""
+    records = list(read_jsonl(path / "trees.jsonl"))
+    met = sum(len(record["goals_met"]) for record in records)
+    total = sum(len(record["goals"]) for record in records)
+    return {
+        "tasks": len(records),
+        "finished": len(records),
+        "solved": sum(record["solved"] for record in records),
+        "goals_met": met,
+        "goals_total": total,
+        "progress": met / total,
+        "leaves": sum(len(record["nodes"]) - 1 for record in records),
+        "usage": {
+            role: {
+                kind: sum(record["usage"][role][kind] for record in records)
+                for kind in ("prompt", "completion")
+            }
+            for role in ("agent", "user")
+        },
+    }
+
+
+def test_a_finished_harvest_plays_nothing_again(whole: Path, tmp_path: Path) -> None:
+    def nobody(task: Task) -> Agent:
+        raise AssertionError("nothing is left to play")
+
+    run(tmp_path / "run")
+    before = lines(tmp_path / "run")
+    assert run(tmp_path / "run", nobody).finished == len(TASKS)
+    assert lines(tmp_path / "run") == before
+
+
+def test_the_files_that_follow_from_the_trees(tmp_path: Path) -> None:
+    tally = run(tmp_path / "run", Shy)
+    expected = count(tmp_path / "run")
+    summary = finish(tmp_path / "run", tally, SYSTEM, seconds=1.5)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert summary["run"] == "run" and summary["seconds"] == 1.5
+    assert {k: summary[k] for k in expected} == expected
+    for name, found in (("sft", summary["rows"]["sft"]), ("dpo", summary["rows"]["dpo"])):
+        assert len(list(read_jsonl(tmp_path / "run" / f"{name}.jsonl"))) == found
+    labels = [row["label"] for row in read_jsonl(tmp_path / "run" / "kto.jsonl")]
+    kto = {"good": sum(labels), "bad": len(labels) - sum(labels)}
+    assert kto == summary["rows"]["kto"] and all(kto.values())
+    written = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    finish(tmp_path / "run", tally, SYSTEM, seconds=1.5)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == written
+
+
+# --- broken off ------------------------------------------------------------------------------
+
+
+class Breaking(Silent):
+    """Interrupts, as the keyboard would, after some records or some steps."""
+
+    def __init__(self, records: int, steps: int) -> None:
+        super().__init__()
+        self.most = records, steps
+
+    def update(self, tally: Tally, record: Mapping[str, Any] | None) -> None:
+        super().update(tally, record)
+        if len(self.records) >= self.most[0] or self.steps >= self.most[1]:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("most", [(1, 999), (5, 999), (999, 1), (999, 12)])
+def test_an_interrupt_keeps_what_is_finished(
+    whole: Path, tmp_path: Path, most: tuple[int, int]
+) -> None:
+    path, watcher = tmp_path / "run", Breaking(*most)
+    with pytest.raises(KeyboardInterrupt):
+        run(path, watcher=watcher)
+    kept = lines(path)
+    assert len(kept) == len(watcher.records) < len(TASKS) and set(kept) <= set(lines(whole))
+    run(path)
+    assert sorted(lines(path)) == sorted(lines(whole))
+
+
+class Unreachable:
+    """An agent whose model does not answer, and that says so when it is asked."""
+
+    def __init__(self, asked: threading.Event) -> None:
+        self.asked = asked
+
+    def act(self, view: Sequence[Message], *, seed: int) -> Message:
+        self.asked.set()
+        raise BackendError("no answer")
+
+
+def test_an_unreachable_model_keeps_what_is_finished(whole: Path, tmp_path: Path) -> None:
+    """The last tree breaks off while the first one's record is written: ten more are finished."""
+    asked = threading.Event()
+
+    class Slow(Silent):
+        def update(self, tally: Tally, record: Mapping[str, Any] | None) -> None:
+            super().update(tally, record)
+            if record is not None:
+                assert asked.wait(60)
+
+    def all_but_the_last(task: Task) -> Agent:
+        return Unreachable(asked) if task is TASKS[-1] else every_third(task)
+
+    path = tmp_path / "run"
+    with pytest.raises(BackendError, match="no answer"):
+        run(path, all_but_the_last, at_once=1, watcher=Slow())
+    assert sorted(lines(path)) == sorted(lines(whole)[:-1])
+    run(path)
+    assert sorted(lines(path)) == sorted(lines(whole))
+
+
+# --- the command -----------------------------------------------------------------------------
+
+COMMAND = ["--agent", "random", "--world", "builtin:domains=1", "--beam", "4", "--trees", "2"]
+
+
+def records(path: Path) -> dict[str, Any]:
+    return {record["key"]: record for record in read_jsonl(path / "trees.jsonl")}
+
+
+def test_the_command_goes_on_after_an_interrupt_and_after_a_kill(tmp_path: Path) -> None:
+    undisturbed, broken = tmp_path / "undisturbed", tmp_path / "broken"
+    options = [*COMMAND, "--tasks", "150"]
+    assert main([*options, "--run", str(undisturbed)]) == 0
+    command = [sys.executable, "-m", "josh_search", *options, "--run", str(broken)]
+    for kill, seen in ((signal.SIGINT, 3), (signal.SIGKILL, 20)):
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None and process.stderr is not None
+            for _ in range(seen):
+                process.stdout.readline()
+            process.send_signal(kill)
+            said = process.stderr.read()
+        if kill == signal.SIGINT:
+            assert process.returncode == 130
+            assert said == "interrupted; what is finished is kept: run again to go on\n"
+        else:
+            assert process.returncode == -signal.SIGKILL
+        assert not (broken / "summary.json").exists()
+    assert main([*options, "--run", str(broken), "--trees", "1"]) == 0
+    assert records(broken) == records(undisturbed)
+    assert len(lines(broken)) == len(lines(undisturbed)) == 150
+    assert count(broken) == count(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--seed", "1"],
+        ["--beam", "2"],
+        ["--agent", "expert"],
+        ["--reward", "terminal"],
+        ["--world", "builtin:domains=1,seed=1"],
+        ["--split", "val"],
+        ["--tasks", "3"],
+    ],
+)
+def test_another_configuration_is_refused(
+    tmp_path: Path, change: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*COMMAND, "--tasks", "2", "--run", str(tmp_path / "run")]
+    assert main(options) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    capsys.readouterr()
+    assert main([*options, *change]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("error: ") and "another configuration" in said.err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def foreign(path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.txt").write_text("precious")
+
+
+def a_file(path: Path) -> None:
+    path.write_text("precious")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "said"),
+    [
+        (foreign, [], "something else"),
+        (a_file, [], "something else"),
+        (None, ["--tasks", "0"], "tasks must be at least 1"),
+        (None, ["--trees", "0"], "trees must be at least 1"),
+        (None, ["--beam", "-1"], "beam must be at least 1"),
+        (None, ["--world", "mars"], "no world 'mars'"),
+        (None, ["--split", "dev"], "no split 'dev'"),
+        (None, ["--env", "CartPole-v1"], "no environment 'CartPole-v1'"),
+        (None, ["--world", "builtin:tasks=10", "--tasks", "11"], "10 tasks only"),
+    ],
+)
+def test_mistakes_cost_one_line_and_nothing_is_written(
+    tmp_path: Path,
+    spoil: Callable[[Path], None] | None,
+    options: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if spoil:
+        spoil(tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*COMMAND, "--run", str(tmp_path / "run"), *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ") and said in captured.err
+    assert sorted(tmp_path.rglob("*")) == before
