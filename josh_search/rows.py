@@ -88,7 +88,8 @@ def _add_rows(rows: Rows, record: Mapping[str, Any], system: str) -> None:
                 rewarded.add((turn.prompt, turn.text))
 
     seen = set()
-    for node in record["nodes"]:
+    # Golden nodes first: a good row names one of them, not a sibling that wrote the same.
+    for node in sorted(record["nodes"], key=lambda node: not node["golden"]):
         for turn in turns[node["id"]]:
             good = golden.get(turn.prompt, {}).get(turn.text)
             if (turn.prompt, turn.text) in seen or (good is None and not turn.departs_from(golden)):

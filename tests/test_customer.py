@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from agents.scripted import ExpertAgent, RandomAgent
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.rollout import play
-from toolwoz_gym.seeding import derive
+from toolwoz_gym.seeding import Luck, derive
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
 from toolwoz_gym.toolwoz.domain import ToolWOZ
 from toolwoz_gym.toolwoz.goals import EMPTY
@@ -450,6 +450,7 @@ BOOKED = [
     "Your reservation at Amber Ladle went through.",
     "Great news, your booking has been made.",
     "I made a reservation for 4 people.",
+    "I have successfully made your booking.",
     "No problem, it is booked. Your reference number is ABCD2345.",
     "I have successfully made your booking. There are no extra costs.",
 ]
@@ -478,6 +479,8 @@ NOT_BOOKED = [
 NOT_YET_BOOKED = [
     "I will book that for you now.",
     "Let me make the reservation.",
+    "I need your confirmation to go on.",
+    "I made a mistake there.",
     "One moment.",
     "For what time?",
     "Would you like to confirm the booking?",
@@ -594,6 +597,19 @@ def test_it_loses_patience_with_hopeless_agents(kind: str) -> None:
             assert len(said) <= 10, said
             if kind in ("silent", "gibberish"):
                 assert len(said) == 1 + PATIENCE
+
+
+def test_real_customers_come_to_an_end_whatever_they_hear(multiwoz: ToolWOZ) -> None:
+    """Every real task, with an agent that says one after the other of all of the above."""
+    lines = [*OFFERS, *NOT_FOUND, *NOTHING_SAID, *BOOKED, *NOT_BOOKED, *NOT_YET_BOOKED, *LINES]
+    lines += [question for _, questions in QUESTIONS.values() for question in questions]
+    for number, of in enumerate(multiwoz.tasks("val")):
+        luck = Luck(number, "lines")
+        said = talk(of, *[luck.choice(lines) for _ in range(40)], seed=number)
+        assert END_CONVERSATION in said[-1]
+        kind = list(HOPELESS)[number % len(HOPELESS)]
+        said = talk(of, *map(HOPELESS[kind], range(40)), seed=number)
+        assert END_CONVERSATION in said[-1] and len(said) <= 10 * len(of.wishes)
 
 
 def test_sentences() -> None:

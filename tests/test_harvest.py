@@ -88,6 +88,11 @@ def lines(path: Path) -> list[bytes]:
     return (path / "trees.jsonl").read_bytes().splitlines(keepends=True)
 
 
+def lines_of(path: Path, *tasks: Task) -> list[bytes]:
+    keys = {f"{task.id}/0" for task in tasks}
+    return [line for line in lines(path) if json.loads(line)["key"] in keys]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an undisturbed harvest, one tree at a time."""
@@ -98,7 +103,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_harvest_has_a_record_of_every_task(whole: Path) -> None:
     records = list(read_jsonl(whole / "trees.jsonl"))
-    assert [record["key"] for record in records] == [f"{task.id}/0" for task in TASKS]
+    assert sorted(record["key"] for record in records) == [f"{task.id}/0" for task in TASKS]
     assert sum(record["solved"] for record in records) >= 4
     assert len({record["seed"] for record in records}) == len(TASKS)
 
@@ -111,7 +116,7 @@ def test_threads_make_no_difference(whole: Path, tmp_path: Path, at_once: int) -
 
 def test_a_tree_does_not_depend_on_the_others(whole: Path, tmp_path: Path) -> None:
     run(tmp_path / "run", tasks=[TASKS[7]])
-    assert lines(tmp_path / "run") == [lines(whole)[7]]
+    assert lines(tmp_path / "run") == lines_of(whole, TASKS[7])
 
 
 def test_a_harvest_goes_on_wherever_it_was_torn(whole: Path, tmp_path: Path) -> None:
@@ -238,7 +243,7 @@ def test_an_unreachable_model_keeps_what_is_finished(whole: Path, tmp_path: Path
     path = tmp_path / "run"
     with pytest.raises(BackendError, match="no answer"):
         run(path, all_but_the_last, at_once=1, watcher=Slow())
-    assert sorted(lines(path)) == sorted(lines(whole)[:-1])
+    assert sorted(lines(path)) == sorted(lines_of(whole, *TASKS[:-1]))
     run(path)
     assert sorted(lines(path)) == sorted(lines(whole))
 

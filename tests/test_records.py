@@ -143,6 +143,20 @@ def test_threads_append_whole_records(log_file: Path) -> None:
         assert [i for m, i in found if m == n] == list(range(40))
 
 
+def test_only_one_at_a_time_may_write(log_file: Path) -> None:
+    log_file.write_bytes(b'{"key":1}\n{"to')  # torn, for all that a second one can tell
+    holder = Log(log_file)
+    holder.append({"key": 2})
+    with pytest.raises(UsageError, match=r"^another run is writing [^\n]*$"):
+        Log(log_file)
+    holder.append({"key": 3})
+    holder.close()
+    log = Log(log_file)
+    log.append({"key": 4})
+    log.close()
+    assert keys(log_file) == [1, 2, 3, 4]
+
+
 def test_what_json_does_not_know_is_not_written(log_file: Path) -> None:
     log = Log(log_file)
     with pytest.raises(ValueError, match="Out of range"):

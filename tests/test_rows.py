@@ -21,7 +21,7 @@ from josh_search.tree import tree_to_json
 from toolwoz_gym.actions import format_call
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.records import message_from_json
-from toolwoz_gym.seeding import Luck
+from toolwoz_gym.seeding import Luck, derive
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
 from toolwoz_gym.types import END_CONVERSATION, Message, Task, ToolCall
 from toolwoz_gym.users.scripted import ScriptedUser
@@ -195,8 +195,6 @@ class Told:
         return self.agent.act(view, seed=seed)
 
     def write(self, prompt: Sequence[ChatMessage], sampling: Sampling) -> str:
-        from toolwoz_gym.seeding import derive
-
         for (step, leaf), outputs in self.turns.items():
             for output, text in enumerate(outputs):
                 if sampling.seed == derive(derive(1, "branch", step, leaf), output):
@@ -264,14 +262,14 @@ def test_a_tree_worked_by_hand() -> None:
     rows = make_rows([record], SYSTEM)
     useless_answer = record["nodes"][5]["messages"][1]["content"]
     assert brief(rows) == [
-        ("opening", "Hm.", False),
         ("opening", "Where?", True),
         ("Where??", USELESS, True),
         (f"[tool] {useless_answer}", SEARCH, True),
         (found(), "Found it.", True),
-        (f"[tool] {useless_answer}", BAD, False),
         ("Found it.?", BOOK, True),
         (rows.sft[-1]["prompt"][-1]["content"], "Booked.", True),
+        ("opening", "Hm.", False),
+        (f"[tool] {useless_answer}", BAD, False),
         ("Found it.?", "bye", False),
     ]
     assert pairs(rows) == [

@@ -7,6 +7,7 @@ torn last line is cut off, finished keys are skipped, and another configuration 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -82,10 +83,19 @@ class Log:
     """A ``.jsonl`` file that grows by whole records. Appending is safe from many threads."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file and cut off a last line that was torn by a kill."""
+        """Open the file and cut off a last line that was torn by a kill.
+
+        Raises:
+            UsageError: Another process has it open: two would do everything twice.
+        """
         self.path = path
         self._lock = threading.Lock()
         self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill gives it up, too
+        except BlockingIOError:
+            self._file.close()
+            raise UsageError(f"another run is writing {path}: wait until it has ended") from None
         keep = _whole_bytes(path)
         if keep < path.stat().st_size:
             self._file.truncate(keep)

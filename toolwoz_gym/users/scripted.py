@@ -290,9 +290,9 @@ _BOOKING = re.compile(
     r"|work\w*|possible)\b"
 )
 _BOOKED = re.compile(
-    r"\b(booked|reserved|confirmed|confirmation|reference|ref)\b"
-    r"|\b(booking|reservation) .*\b(successful|made|complete\w*|done|through)\b"
-    r"|\b(made|able to (book|reserve|make)|booking (is )?successful)\b"
+    r"\b(booked|reserved|confirmed|confirmation (number|code|is)|reference|ref)\b"
+    r"|\b(booking|reservation) (.* )?(successful|made|complete\w*|done|through)\b"
+    r"|\bmade (a|the|your) (booking|reservation)|\bable to (book|reserve|make)\b"
 )
 _STATEMENT = re.compile(
     r"\b(is|are|found|has|have|recommend|suggest|leaves|departs|arrives|located|costs?"
