@@ -6,10 +6,10 @@ is computed or read twice:
 * Keys and values of prompts and completions stay in a
   :class:`~agents.backends.prefix_store.PrefixStore`; a prompt that begins alike computes only what
   is new.
-* All rows of a batch decode as *one* sequence: the keys and values of everything that some row has
-  read lie side by side as columns, each column once, and a mask says which row sees which. Eight
-  branches of one dialogue thus read its prefix once a step, not eight times, and rows of different
-  length need no padding.
+* Rows that have much in common decode as *one* sequence: the keys and values of everything that
+  some of them have read lie side by side as columns, each column once, and a mask says which row
+  sees which. Eight branches of one dialogue thus read its prefix once a step, not eight times.
+  Rows of other dialogues form groups of their own, beside them in the batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from agents.backends.prefix_store import Ints, PrefixStore
+from agents.backends.prefix_store import Ints, Layers, PrefixStore
 from agents.base import BackendError, ChatMessage, Completion, Sampling
 from agents.models import load_model, load_tokenizer, pick_device, pick_dtype, resolve
 from toolwoz_gym.types import Usage, UsageError
@@ -260,45 +260,22 @@ class TransformersBackend:
 
     def _write(self, calls: list[_Call]) -> None:
         """Decode all rows together until each has ended."""
-        slots = np.unique(np.concatenate([call.slots for call in calls]))
-        width = len(slots)
-        room = width + len(calls) * max(call.limit for call in calls)
-        cache = Cache([_Columns(*layer, room) for layer in self._store.read(slots)])
-        hidden = torch.finfo(self._model.dtype).min
-        mask = torch.full((len(calls), room), hidden, dtype=self._model.dtype)
-        for row, call in enumerate(calls):
-            mask[row, np.searchsorted(slots, call.slots)] = 0
-        mask = mask.to(self._model.device)
-        active = calls
-        while active:
-            rows = range(len(active))
-            for row, call in enumerate(active):
-                call.columns.append(width + row)
-            mask[rows, [call.columns[-1] for call in active]] = 0
-            width += len(active)
-            last = [call.written[-1] if call.written else int(call.prompt[-1]) for call in active]
-            places = [len(call.prompt) + len(call.written) - 1 for call in active]
-            logits = self._forward(
-                cache,
-                np.array([last]),
-                position_ids=torch.tensor([places], device=self._model.device),
-                attention_mask=mask[None, None, :, :width],
-            )
-            for call, token in zip(active, _draw(logits.float(), active), strict=True):
+        board = _Board(_grouped(calls), self._store, self._model.dtype)
+        while board.calls:
+            tokens, how = board.next_tokens()
+            logits = self._forward(board.cache, tokens, **how)
+            rows = logits[board.groups, board.rows]
+            for call, token in zip(board.calls, _draw(rows.float(), board.calls), strict=True):
                 call.written.append(token)
-            going = [row for row in rows if not self._has_ended(active[row])]
-            if len(going) < len(active):
-                active, mask = [active[row] for row in going], mask[going]
-        for call in calls:
-            self._keep(call, cache, calls)
+            for call in [call for call in board.calls if self._has_ended(call)]:
+                self._keep(call, board.take(call), calls)
 
-    def _keep(self, call: _Call, cache: Cache, company: Sequence[_Call]) -> None:
+    def _keep(self, call: _Call, decoded: Layers, company: Sequence[_Call]) -> None:
         """Put what was decoded into the store, if there is room: the next prompt may begin so."""
-        slots = self._store.reserve(len(call.columns), keep=[other.slots for other in company])
+        count = decoded[0][0].shape[2]
+        slots = self._store.reserve(count, keep=[other.slots for other in company])
         if slots is not None:
-            columns = call.columns
-            layers = [(x.keys[:, :, columns], x.values[:, :, columns]) for x in cache.layers]
-            self._store.write(slots, layers)
+            self._store.write(slots, decoded)
             tokens = np.concatenate([call.prompt, np.array(call.written[:-1], np.int64)])
             self._store.add(tokens, np.concatenate([call.slots, slots]))
 
@@ -306,14 +283,14 @@ class TransformersBackend:
         return call.written[-1] in self._stops or len(call.written) >= call.limit
 
     def _forward(self, cache: Cache, tokens: Ints, **how: Any) -> torch.Tensor:
-        """Run the model on tokens of shape [1, n] after those in the cache, which it extends.
+        """Run the model on tokens of shape [groups, n] after those in the cache, which it extends.
 
         Returns:
-            Logits of shape [n, vocabulary], or what ``logits_to_keep`` makes of it.
+            Logits of shape [groups, n, vocabulary], or what ``logits_to_keep`` makes of it.
         """
         ids = torch.from_numpy(tokens).to(self._model.device)
         out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **how)
-        logits: torch.Tensor = out.logits[0]
+        logits: torch.Tensor = out.logits
         return logits
 
     def _sample_of_cache(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -324,16 +301,126 @@ class TransformersBackend:
         return [(layer.keys, layer.values) for layer in cache.layers]
 
 
+def _grouped(calls: Sequence[_Call]) -> list[list[_Call]]:
+    """Put calls together whose prompts have much in common.
+
+    A row pays for every column of its group, seen or not: at most twice for what it has read.
+    """
+    groups: list[tuple[list[_Call], Ints]] = []
+    for call in calls:
+        for i, (group, slots) in enumerate(groups):
+            union = np.union1d(slots, call.slots)
+            if len(union) <= 2 * min(len(other.slots) for other in (*group, call)):
+                groups[i] = ([*group, call], union)
+                break
+        else:
+            groups.append(([call], call.slots))
+    return [group for group, _ in groups]
+
+
+class _Board:
+    """The rows that decode together, group by group, and who sees what.
+
+    A tensor of tokens has shape [groups, rows of the largest group]; places without a call hold
+    some token that nobody sees.
+    """
+
+    def __init__(self, groups: list[list[_Call]], store: PrefixStore, dtype: torch.dtype) -> None:
+        columns = [np.unique(np.concatenate([call.slots for call in group])) for group in groups]
+        self._width = max(map(len, columns))
+        self._depth = max(map(len, groups))
+        limit = max(call.limit for group in groups for call in group)
+        room = self._width + self._depth * limit
+        read = [store.read(slots) for slots in columns]
+        layers = [[layer[i] for layer in read] for i in range(len(read[0]))]
+        self.cache = Cache([_Columns(layer, self._width, room) for layer in layers])
+        self._device = read[0][0][0].device
+        mask = torch.full((len(groups), 1, self._depth, room), _hidden(dtype), dtype=dtype)
+        self._places: dict[_Call, tuple[int, int]] = {}
+        for g, (group, slots) in enumerate(zip(groups, columns, strict=True)):
+            for row, call in enumerate(group):
+                mask[g, 0, row, np.searchsorted(slots, call.slots)] = 0
+                self._places[call] = g, row
+        self._mask = mask.to(self._device)
+
+    @property
+    def calls(self) -> list[_Call]:
+        """The calls that still decode."""
+        return list(self._places)
+
+    @property
+    def groups(self) -> list[int]:
+        """The group of each call."""
+        return [group for group, _ in self._places.values()]
+
+    @property
+    def rows(self) -> list[int]:
+        """The row of each call in its group."""
+        return [row for _, row in self._places.values()]
+
+    def next_tokens(self) -> tuple[Ints, dict[str, torch.Tensor]]:
+        """Return each row's last token, and where it stands and what it sees."""
+        shape = (self._mask.shape[0], self._depth)
+        tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for call, place in self._places.items():
+            tokens[place] = call.written[-1] if call.written else call.prompt[-1]
+            positions[place] = len(call.prompt) + len(call.written) - 1
+            call.columns.append(self._width + place[1])
+        own = range(self._depth)  # every row sees itself, and so has something to see
+        self._mask[:, 0, own, [self._width + row for row in own]] = 0
+        self._width += self._depth
+        return tokens, {
+            "position_ids": torch.from_numpy(positions).to(self._device),
+            "attention_mask": self._mask[..., : self._width],
+        }
+
+    def take(self, call: _Call) -> Layers:
+        """Take a call off the board; return the keys and values of what it decoded."""
+        group, _ = self._places.pop(call)
+        columns = [layer.taken(group, call.columns) for layer in self.cache.layers]
+        if self._places and 2 * len(self._places) <= self._mask.shape[0] * self._depth:
+            self._close_up()
+        return columns
+
+    def _close_up(self) -> None:
+        """Give up groups and rows that nobody uses, once half of the places are empty."""
+        kept = sorted(set(self.groups))
+        used = [[c for c, (g, _) in self._places.items() if g == group] for group in kept]
+        depth = max(map(len, used))
+        if len(kept) == self._mask.shape[0] and depth == self._depth:
+            return
+        mask = self._mask.new_full(
+            (len(kept), 1, depth, self._mask.shape[3]), _hidden(self._mask.dtype)
+        )
+        for g, calls in enumerate(used):
+            for row, call in enumerate(calls):
+                mask[g, 0, row] = self._mask[self._places[call][0], 0, self._places[call][1]]
+                self._places[call] = g, row
+        for layer in self.cache.layers:
+            layer.keep(kept)
+        self._mask, self._depth = mask, depth
+
+
+def _hidden(dtype: torch.dtype) -> float:
+    """Return what a mask adds to hide a column."""
+    return float(torch.finfo(dtype).min)
+
+
 class _Columns(DynamicLayer):  # type: ignore[misc]
     """A layer's keys and values with room for more, so that a step copies none of the old ones."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, room: int) -> None:
+    def __init__(self, groups: Layers, width: int, room: int) -> None:
         super().__init__()
+        keys, values = groups[0]
         self.lazy_initialization(keys, values)
-        self._width: int = keys.shape[2]
-        self._room_of = [x.new_empty(1, x.shape[1], room, x.shape[3]) for x in (keys, values)]
-        for buffer, x in zip(self._room_of, (keys, values), strict=True):
-            buffer[:, :, : self._width] = x
+        self._width = width
+        # Zeros, because what is hidden is multiplied by zero, which must not make a NaN.
+        self._room_of = [
+            x.new_zeros(len(groups), x.shape[1], room, x.shape[3]) for x in (keys, values)
+        ]
+        for g, group in enumerate(groups):
+            for buffer, x in zip(self._room_of, group, strict=True):
+                buffer[g, :, : x.shape[2]] = x[0]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -346,6 +433,15 @@ class _Columns(DynamicLayer):  # type: ignore[misc]
 
     def get_seq_length(self) -> int:
         return self._width
+
+    def taken(self, group: int, columns: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a copy of keys and values of one group, of shape [1, heads, columns, size]."""
+        keys, values = (buffer[group : group + 1, :, columns] for buffer in self._room_of)
+        return keys, values
+
+    def keep(self, groups: Sequence[int]) -> None:
+        """Give up the other groups."""
+        self._room_of = [buffer[groups] for buffer in self._room_of]
 
 
 def _draw(logits: torch.Tensor, calls: Sequence[_Call]) -> list[int]:
