@@ -32,7 +32,7 @@ class AgentOptions:
     """Its arithmetic: auto, float32, bfloat16 or float16."""
     temperature: float = 1.0
     """Sampling temperature; 0 always takes the likeliest token."""
-    max_tokens: int = 128
+    max_tokens: int = 96
     """Longest message of the model's, in tokens."""
 
     @contextmanager

@@ -103,13 +103,11 @@ def _next_search(wish: Wish, desk: _Desk) -> Message | None:
     """Search with all that was heard; None when there is no need to search (again)."""
     tool = f"search_{wish.domain}"
     heard = heard_values(_candidates(wish.failing_search, wish.search), desk.words)
-    if desk.last_search is None or _given(desk.last_search) != heard:
-        if not (wish.search in desk.searches and desk.last_search == wish.search):
-            ordered = {name: heard[name] for name in wish.search or () if name in heard}
-            return _call(tool, ordered)
-    elif wish.search is not None and wish.search not in desk.searches:
-        return _call(tool, wish.search)  # the customer has nothing more to say that we understand
-    return None
+    done = wish.search is None or wish.search in desk.searches
+    if desk.last_search is not None and _given(desk.last_search) in (heard, _given(wish.search)):
+        # Nothing new was heard. If that was not yet the goal's search, something was missed.
+        return None if done else _call(tool, wish.search or {})
+    return _call(tool, {name: heard[name] for name in wish.search or () if name in heard})
 
 
 def _book(wish: Wish, desk: _Desk) -> Message:
@@ -120,14 +118,12 @@ def _book(wish: Wish, desk: _Desk) -> Message:
     candidates = _candidates(failing, {k: v for k, v in wish.book.items() if k != key})
     heard = heard_values(candidates, desk.words)
     missing = [slot for slot in candidates if slot not in heard]
-    if missing and _QUESTIONS[missing[0]] not in desk.words:
+    if missing:
         return _say(" ".join(_QUESTIONS[slot] for slot in missing))
-    booking = {**{k: v for k, v in wish.book.items() if k in heard}, **heard, key: wish.book[key]}
-    if booking == desk.last_booking:
+    booking = {**heard, key: wish.book[key]}
+    if booking == desk.last_booking:  # the customer has changed something we do not understand
         booking = dict(wish.book)
-    return _call(
-        f"book_{wish.domain}", {name: booking[name] for name in wish.book if name in booking}
-    )
+    return _call(f"book_{wish.domain}", {name: booking[name] for name in wish.book})
 
 
 _QUESTIONS = {

@@ -92,8 +92,8 @@ def _add_rows(rows: Rows, record: Mapping[str, Any], system: str) -> None:
     for node in sorted(record["nodes"], key=lambda node: not node["golden"]):
         for turn in turns[node["id"]]:
             good = golden.get(turn.prompt, {}).get(turn.text)
-            if (turn.prompt, turn.text) in seen or (good is None and not turn.departs_from(golden)):
-                continue
+            if (turn.prompt, turn.text) in seen or turn.prompt not in golden:
+                continue  # said before, or said where the golden path does not come by
             seen.add((turn.prompt, turn.text))
             if good is None and (turn.prompt, turn.text) in rewarded:
                 rows.dropped["messages that left the golden path and met a goal"] += 1
@@ -130,32 +130,26 @@ class _Turn:
 
     prompt: int
     """Hash of everything said before it."""
-    before: tuple[tuple[int, str], ...]
-    """The prompts and texts of the assistant messages before it."""
     view: tuple[Message, ...]
+    """Everything said before it."""
     text: str
     malformed: bool
-
-    def departs_from(self, golden: Mapping[int, Mapping[str, bool]]) -> bool:
-        """Whether this is where a dialogue leaves the golden path."""
-        return self.prompt in golden and all(text in golden.get(p, {}) for p, text in self.before)
 
 
 def _read_turns(nodes: Sequence[Mapping[str, Any]]) -> list[list[_Turn]]:
     """Return the assistant messages of every node, by node."""
-    ends: list[tuple[int, tuple[tuple[int, str], ...], tuple[Message, ...]]] = []
+    ends: list[tuple[int, tuple[Message, ...]]] = []
     turns: list[list[_Turn]] = []
     for node in nodes:
-        prompt, before, view = (0, (), ()) if node["parent"] is None else ends[node["parent"]]
+        prompt, view = (0, ()) if node["parent"] is None else ends[node["parent"]]
         own = []
         for message in map(message_from_json, node["messages"]):
             text = _written(message)
             if message.role == "assistant":
-                own.append(_Turn(prompt, before, view, text, message.error is not None))
-                before = (*before, (prompt, text))
+                own.append(_Turn(prompt, view, text, message.error is not None))
             prompt, view = derive(prompt, message.role, text), (*view, message)
         turns.append(own)
-        ends.append((prompt, before, view))
+        ends.append((prompt, view))
     return turns
 
 

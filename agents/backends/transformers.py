@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from agents.backends.prefix_store import Ints, Layers, PrefixStore
 from agents.base import BackendError, ChatMessage, Completion, Sampling
@@ -116,6 +118,8 @@ class TransformersBackend:
                 f"{model.config.model_type} models do not see all of a dialogue in every layer, "
                 "which this backend relies on: serve the model behind an endpoint"
             )
+        if model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation("folded")
         self.stats = Stats()
         self._model = model
         self._tokenizer = tokenizer
@@ -399,6 +403,49 @@ class _Board:
         for layer in self.cache.layers:
             layer.keep(kept)
         self._mask, self._depth = mask, depth
+
+
+def _folded_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **how: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as ``sdpa`` computes it, without a copy of keys and values for each query head.
+
+    Where several query heads share one head of keys, transformers copies that head for each of them
+    whenever there is a mask. Folding those heads into the queries gives the same numbers, and reads
+    the columns once: with long prefixes that is most of the time of a step.
+
+    Args:
+        module: The layer.
+        query: Shape [groups, heads, rows, size].
+        key: Shape [groups, key heads, columns, size].
+        value: The same shape.
+        attention_mask: Shape [groups, 1, rows, columns].
+        **how: ``scaling``, and what only other kinds of attention need.
+    """
+    groups, heads, rows, size = query.shape
+    shared = heads // key.shape[1]
+    if attention_mask is None or shared == 1:
+        output: torch.Tensor = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **how
+        )[0]
+        return output, None
+    folded = torch.nn.functional.scaled_dot_product_attention(
+        query.reshape(groups, key.shape[1], shared * rows, size),
+        key,
+        value,
+        attn_mask=attention_mask.repeat(1, 1, shared, 1),
+        scale=how.get("scaling"),
+    )
+    return folded.reshape(groups, heads, rows, size).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("folded", _folded_attention)
+AttentionMaskInterface.register("folded", sdpa_mask)
 
 
 def _hidden(dtype: torch.dtype) -> float:
