@@ -10,7 +10,7 @@ RUN     ?= demo
 ENV     ?= ToolWOZ-v0
 WORLD   ?= builtin:domains=1
 SPLIT   ?= train
-TASKS   ?= 8
+TASKS   ?= 24
 BEAM    ?= 8
 MODEL   ?= bundled
 BACKEND ?= transformers

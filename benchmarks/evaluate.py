@@ -38,6 +38,9 @@ class EvaluateOptions(AgentOptions):
     """How many tasks to play: the first of the split."""
     trials: int = 1
     """How often each model plays each task."""
+    max_steps: int = 30
+    """An episode is cut off after so many messages of the model's; the expert needs 12 at most
+    where customers want one thing, and 41 where they want four."""
     episodes_at_once: int = 16
     """Episodes that are played at a time."""
     seed: int = 0
@@ -76,10 +79,12 @@ def run(options: EvaluateOptions) -> None:
         UsageError: An option makes no sense, or the run folder cannot be used.
         BackendError: A model did not answer. Episodes that were finished are in the folder.
     """
-    for name in ("tasks", "trials", "episodes_at_once"):
+    for name in ("tasks", "trials", "max_steps", "episodes_at_once"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
-    env = make_env(options.env, world=options.world, split=options.split)
+    env = make_env(
+        options.env, world=options.world, split=options.split, max_steps=options.max_steps
+    )
     if options.tasks > len(env.tasks):
         raise UsageError(f"the split {options.split!r} has {len(env.tasks)} tasks only")
     players = options.players()

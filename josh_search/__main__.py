@@ -32,7 +32,7 @@ class HarvestOptions(AgentOptions):
     """World: builtin, builtin:<options>, multiwoz or auto."""
     split: str = "train"
     """Split of the world's tasks."""
-    tasks: int = 8
+    tasks: int = 24
     """How many tasks to play: the first of the split."""
     beam: int = 8
     """Most leaves that a step branches into."""

@@ -28,6 +28,7 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.utils import logging as transformers_logging
 
 from agents.backends.prefix_store import Ints, Layers, PrefixStore
 from agents.base import BackendError, ChatMessage, Completion, Sampling
@@ -154,6 +155,7 @@ class TransformersBackend:
         Raises:
             UsageError: There is no such model, device or data type.
         """
+        transformers_logging.disable_progress_bar()  # loading takes a second
         source, place = resolve(name), pick_device(device)
         tokenizer = load_tokenizer(source)
         model = load_model(source, device=place, dtype=pick_dtype(dtype, place))
