@@ -89,7 +89,8 @@ def run(options: HarvestOptions) -> None:
         )
     seconds = time.monotonic() - began
     system = system_prompt(dialogue.domain.policy, dialogue.domain.tools)
-    summary = finish(options.run, tally, system, model=options.model, seconds=seconds)
+    whole = None if tally.before else seconds  # how long the other sessions took is not known
+    summary = finish(options.run, tally, system, model=options.model, seconds=whole)
     rows = summary["rows"]
     print(
         f"{tally.solved} of {tally.tasks} tasks solved, {tally.goals_met} of {tally.goals_total} "

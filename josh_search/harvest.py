@@ -26,6 +26,8 @@ class Tally:
 
     tasks: int
     finished: int = 0
+    before: int = 0
+    """Of the finished, those that an earlier session had finished."""
     solved: int = 0
     goals_met: int = 0
     goals_total: int = 0
@@ -125,6 +127,7 @@ def harvest(
         for record in read_jsonl(log.path):
             if wanted.pop(record["key"], None):
                 tally.add(record)
+        tally.before = tally.finished
         watcher.update(tally, None)
         growing: dict[Future[Tree], str] = {
             tree_pool.submit(grow, key, task): key for key, task in wanted.items()

@@ -75,11 +75,12 @@ def search(
     guided = options.reward == "goal_calls"
     live = [root] if root.state == "root" else []
     while live and tree.steps < options.max_steps and not (guided and not outstanding):
-        live, firsts = _act(dialogue, agent, tree, live, options, mapper)
+        played = _act(dialogue, agent, tree, live, options, mapper)
+        live = [node for node, _ in played if node.state == "live"]
         if guided:
-            for node in tree.nodes[-len(firsts) :]:
+            for node, _ in played:
                 node.met &= outstanding
-            if target := _find_target(tree.nodes[-len(firsts) :], firsts):
+            if target := _find_target(played):
                 _collapse(tree, live, target)
                 outstanding -= target.met
                 live = [target] if target.state == "live" else []
@@ -101,12 +102,12 @@ def _act(
     live: list[Node],
     options: SearchOptions,
     mapper: Mapper,
-) -> tuple[list[Node], list[int]]:
+) -> list[tuple[Node, int]]:
     """Expand the live leaves as the beam allows, and play a turn on each.
 
     Returns:
-        The leaves that are still live, and for every new node, live or not, the model output of its
-        turn that met a goal first (a large number when none did).
+        Every new node, live or not, and the model output of its turn that met a goal first (a large
+        number when none did).
     """
     width = 2 if 2 * len(live) <= options.beam else 1
     parents = [leaf for leaf in live for _ in range(width)]
@@ -118,12 +119,12 @@ def _act(
 
     played = list(mapper(turn, list(enumerate(parents))))
     nodes = []
-    for parent, (episode, _) in zip(parents, played, strict=True):
+    for parent, (episode, first) in zip(parents, played, strict=True):
         parent.state = "expanded" if parent.parent else "root"
         node = tree.grow(parent, tree.steps, episode)
         node.met = dialogue.goals_met(episode) - dialogue.goals_met(parent.episode)
-        nodes.append(node)
-    return [n for n in nodes if n.state == "live"], [first for _, first in played]
+        nodes.append((node, first))
+    return nodes
 
 
 def _play_turn(
@@ -144,10 +145,10 @@ def _play_turn(
     return episode, first
 
 
-def _find_target(nodes: list[Node], firsts: list[int]) -> Node | None:
+def _find_target(played: list[tuple[Node, int]]) -> Node | None:
     """Return the hit whose goal was met by the earliest output, then leftmost; None without one."""
-    hits = [(first, i) for i, first in enumerate(firsts) if nodes[i].met]
-    return nodes[min(hits)[1]] if hits else None
+    hits = [(first, node.id, node) for node, first in played if node.met]
+    return min(hits)[2] if hits else None
 
 
 def _collapse(tree: Tree, live: list[Node], target: Node) -> None:

@@ -159,7 +159,7 @@ class DialogueEnv(gym.Env[str, str]):
         """Return a second environment in the same state; the two then go their own ways."""
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__dict__)  # what copy.copy would do, at a fifth of the time
-        twin._np_random = None  # each draws its own luck if it is ever reset without a seed
+        twin._np_random = None  # a generator has a state, which twins must not share
         return twin
 
     def render(self) -> str | None:

@@ -22,7 +22,7 @@ class KTOOptions(TrainOptions):
     """Folder of the JOSH run; its kto.jsonl is learned from."""
     out: Path | None = None
     """Folder for the adapter and the records of its training; <run>/adapter when left out."""
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     """Peak learning rate. It warms up from 0 and falls along a cosine."""
     beta: float = 0.1
     """How strongly the policy is held to the reference: the policy as it was before training."""

@@ -31,7 +31,7 @@ class TrainOptions:
     """Times to go through the rows."""
     max_steps: int | None = None
     """Stop after so many optimiser steps, whatever epochs says."""
-    batch: int = 16
+    batch: int = 8
     """Rows per optimiser step."""
     device_batch: int = 2
     """Rows per forward pass: a divisor of batch. More is faster while memory lasts."""

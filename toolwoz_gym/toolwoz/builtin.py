@@ -309,12 +309,11 @@ def _draw_info(luck: Luck, options: CityOptions, domain: str, row: Row) -> dict[
     info = {name: row[name] for name in ("departure", "destination", "day")}
     if count > 1:
         # A little before or after the train's own time, since v0 compares strictly.
-        hour, minute = map(int, row["leaveAt" if luck.chance(0.5) else "arriveBy"].split(":"))
-        time, slack = hour * 60 + minute, 5 + 5 * luck.below(10)
-        if f"{hour:02d}:{minute:02d}" == row["leaveAt"]:
-            info["leaveAt"] = _clock(max(0, time - slack))
-        else:
-            info["arriveBy"] = _clock(min(23 * 60 + 59, time + slack))
+        column = "leaveAt" if luck.chance(0.5) else "arriveBy"
+        hour, minute = map(int, row[column].split(":"))
+        slack = 5 + 5 * luck.below(10)
+        time = hour * 60 + minute + (slack if column == "arriveBy" else -slack)
+        info[column] = _clock(min(max(0, time), 23 * 60 + 59))
     return info
 
 
