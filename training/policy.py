@@ -83,7 +83,9 @@ def save_adapter(model: Any, base: str, dtype: str, folder: Path) -> None:
     """
     weights = {
         name: weight.detach().to("cpu", getattr(torch, dtype)).contiguous()
-        for name, weight in get_peft_model_state_dict(model, adapter_name=ADAPTER).items()
+        for name, weight in get_peft_model_state_dict(
+            model, adapter_name=ADAPTER, save_embedding_layers=False
+        ).items()
     }
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.peft_config[ADAPTER]
