@@ -25,7 +25,8 @@ class Sampling:
     max_tokens: int = 128
     """The completion is cut off after so many tokens."""
     seed: int = 0
-    """Equal seed and prompt, equal completion (see docs/architecture.md for what can differ)."""
+    """Decides which random numbers are drawn. Equal seed and prompt give an equal completion as far
+    as the model's arithmetic is reproducible: docs/architecture.md says where it is not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,19 +9,16 @@ from threading import Barrier
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from agents.backends.prefix_store import PrefixStore
+from agents.backends.transformers import TransformersBackend
 from agents.base import BackendError, ChatMessage, Completion, Sampling
 from toolwoz_gym.types import Usage, UsageError
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
-
-from agents.backends.transformers import TransformersBackend  # noqa: E402
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -8,17 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
+import peft
 import pytest
+import torch
+import transformers
 
 from agents import models
 from agents.backends.transformers import TransformersBackend
 from agents.base import Sampling
 from agents.models import ModelSource, base_folder, load_model, load_tokenizer, resolve
 from toolwoz_gym.types import UsageError
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
 
 CPU = torch.device("cpu")
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -88,7 +87,8 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     def unreachable(*_: object, **__: object) -> None:
         raise httpx.ConnectError("no route\nto host")
 
-    httpx = pytest.importorskip("huggingface_hub.utils").httpx
+    from huggingface_hub.utils import httpx
+
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
     with pytest.raises(UsageError) as error:
         resolve("nobody/no-such-model")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,9 +16,6 @@ from toolwoz_gym.types import UsageError
 from training.dataset import Balance, balance, read_rows, shuffle
 from training.kto import KTOOptions, train_kto
 from training.sft import SFTOptions, train_sft
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("trl")
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -261,10 +259,7 @@ def test_a_template_that_rewrites_the_prompt_is_refused(tiny):
 def test_the_bundled_template_only_appends():
     from agents.models import load_tokenizer, resolve
 
-    try:
-        bundled = load_tokenizer(resolve("bundled-base"))
-    except UsageError as error:
-        pytest.skip(str(error))
+    bundled = load_tokenizer(resolve("bundled-base"))
     dialogue = [said("system", "You sell trains."), said("user", "A train to Ely, for £5?")]
     dialogue += [said("assistant", '{"name": "search_train", "arguments": {"to": "ely"}}')]
     dialogue += [said("tool", '[{"id": "TR1"}]'), said("assistant", "TR1 goes at 5.")]

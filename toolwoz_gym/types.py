@@ -88,23 +88,7 @@ class ToolSpec:
     name: str
     description: str
     parameters: Mapping[str, Mapping[str, Any]]
-    """JSON schema of each parameter, by name; all are optional unless named in ``required``."""
-    required: tuple[str, ...] = ()
-
-    def json_schema(self) -> dict[str, Any]:
-        """Return the tool in the form that chat templates and hosted endpoints take."""
-        return {
-            "type": "function",
-            "function": {
-                "name": self.name,
-                "description": self.description,
-                "parameters": {
-                    "type": "object",
-                    "properties": {name: dict(s) for name, s in self.parameters.items()},
-                    "required": list(self.required),
-                },
-            },
-        }
+    """JSON schema of each parameter, by name; all are optional."""
 
 
 @dataclass(frozen=True, slots=True)

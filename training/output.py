@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,6 @@ def digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the libraries that decide what a training does."""
-    return {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
 
 
 def finished(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:

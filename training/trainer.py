@@ -14,11 +14,11 @@ import torch
 from transformers import PrinterCallback
 
 from toolwoz_gym.progress import LiveLine
-from toolwoz_gym.records import write_json
+from toolwoz_gym.records import provenance, write_json
 from toolwoz_gym.types import UsageError
 from training.curve import Curve, write_curve
 from training.options import TrainOptions
-from training.output import RECORD, versions
+from training.output import RECORD
 from training.policy import Policy, compute_dtype, save_adapter
 
 
@@ -137,7 +137,7 @@ def write_output(
         "seconds": round(seconds, 1),
         "device": trainer.args.device.type,
         "dtype": "bfloat16" if trainer.args.bf16 else "float32",
-        "versions": versions(),
+        "made_with": provenance(),
     }
     write_json(stage / RECORD, record)
     return record
