@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from toolwoz_gym.toolwoz.domain import ToolWOZ
+from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.multiwoz import prepare_multiwoz, read_multiwoz
 
 # The same examples on every run, and no test that fails because the machine is busy.
@@ -29,8 +29,20 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def multiwoz(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ToolWOZ:
+def multiwoz_folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MultiWOZ's validation dialogues, prepared from the real archive."""
     folder = tmp_path_factory.mktemp("data") / "multiwoz"
     prepare_multiwoz(folder, shared / "data" / "MultiWOZ_2.1_val.zip")
-    return read_multiwoz(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def multiwoz(multiwoz_folder: Path) -> ToolWOZ:
+    """The real data as ToolWOZ-v0."""
+    return read_multiwoz(multiwoz_folder, version=0)
+
+
+@pytest.fixture(scope="session")
+def multiwoz_v1(multiwoz_folder: Path) -> ToolWOZ:
+    """The real data as ToolWOZ-v1."""
+    return read_multiwoz(multiwoz_folder, version=1)

@@ -11,8 +11,8 @@ import pytest
 
 from toolwoz_gym import make_env
 from toolwoz_gym.actions import format_call
+from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin, make_tables
-from toolwoz_gym.toolwoz.domain import ToolWOZ
 from toolwoz_gym.toolwoz.goals import EMPTY
 from toolwoz_gym.toolwoz.task import ToolWOZTask, Wish, task_from_json, task_to_json
 from toolwoz_gym.types import ToolCall, UsageError

@@ -17,8 +17,8 @@ from agents.scripted import ExpertAgent, RandomAgent
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.rollout import play
 from toolwoz_gym.seeding import Luck, derive
+from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
-from toolwoz_gym.toolwoz.domain import ToolWOZ
 from toolwoz_gym.toolwoz.goals import EMPTY
 from toolwoz_gym.toolwoz.lexicon import attribute_name, heard_values, sentences
 from toolwoz_gym.toolwoz.task import ToolWOZTask, Wish, make_task

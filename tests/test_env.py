@@ -20,7 +20,7 @@ from agents.scripted import ExpertAgent
 from toolwoz_gym import DialogueEnv, make_env
 from toolwoz_gym.actions import MAX_CHARS, format_action, format_call
 from toolwoz_gym.spaces import UnicodeText
-from toolwoz_gym.toolwoz.domain import ToolWOZ
+from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.types import ToolCall, UsageError
 
 IDS = sorted(
@@ -53,19 +53,20 @@ BYE = "This is all I can do for you. Bye."
 
 
 def test_every_id_is_registered() -> None:
-    assert IDS == ["ToolWOZ-v0"]
-
-
-@pytest.fixture(params=WORLDS, scope="module")
-def world(request: pytest.FixtureRequest) -> str | ToolWOZ:
-    if request.param == "real data":
-        real: ToolWOZ = request.getfixturevalue("multiwoz")
-        return real
-    return str(request.param)
+    assert IDS == ["ToolWOZ-v0", "ToolWOZ-v1"]
 
 
 @pytest.fixture(params=IDS)
 def env_id(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=WORLDS)
+def world(request: pytest.FixtureRequest, env_id: str) -> str | ToolWOZ:
+    if request.param == "real data":
+        name = "multiwoz" if env_id == "ToolWOZ-v0" else "multiwoz_v1"
+        real: ToolWOZ = request.getfixturevalue(name)
+        return real
     return str(request.param)
 
 
@@ -370,7 +371,7 @@ def test_wrong_arguments_are_usage_errors(
     "id", ["ToolWOZ-v99", "Nothing-v0", "CartPole-v1", "???", "no.such:Env-v0"]
 )
 def test_unknown_environments(id: str) -> None:
-    with pytest.raises(UsageError, match=r"^[^\n]*ToolWOZ-v0$"):
+    with pytest.raises(UsageError, match=r"^[^\n]*ToolWOZ-v0 or ToolWOZ-v1$"):
         make_env(id, world="builtin")
 
 

@@ -13,7 +13,7 @@ from josh_search.search import SearchOptions, search
 from josh_search.tree import Node, Tree
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.seeding import derive
-from toolwoz_gym.toolwoz.domain import ToolWOZ
+from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.types import END_CONVERSATION, AgentFailure, Message, ToolCall
 
 

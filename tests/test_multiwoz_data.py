@@ -18,8 +18,8 @@ import pytest
 from toolwoz_gym import data
 from toolwoz_gym.__main__ import main
 from toolwoz_gym.data import data_folder, download, git_blob_id, open_archive, replacing
+from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz import multiwoz as module
-from toolwoz_gym.toolwoz.domain import ToolWOZ
 from toolwoz_gym.toolwoz.multiwoz import (
     Prepared,
     booked_items,

@@ -19,8 +19,8 @@ from josh_search.tree import Node, Tree, tree_key, tree_to_json
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.records import message_from_json
 from toolwoz_gym.seeding import derive
+from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
-from toolwoz_gym.toolwoz.domain import ToolWOZ
 from toolwoz_gym.toolwoz.task import ToolWOZTask
 from toolwoz_gym.types import (
     END_CONVERSATION,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolwoz_gym.toolwoz.domain import ToolWOZ
+from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.goals import EMPTY, derive_wishes, found, normalised, subset
 from toolwoz_gym.toolwoz.tables import Tables, first, last
 from toolwoz_gym.toolwoz.task import ToolWOZTask, make_task

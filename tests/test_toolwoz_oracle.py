@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from toolwoz_gym.toolwoz.domain import ToolWOZ
+from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.task import ToolWOZTask
 from toolwoz_gym.toolwoz.tools import KEYS
 from toolwoz_gym.types import Episode, ToolCall, ToolError

@@ -11,8 +11,8 @@ import gymnasium as gym
 
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.env import DialogueEnv
+from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
-from toolwoz_gym.toolwoz.domain import ToolWOZ
 from toolwoz_gym.types import UsageError, UserSimulator
 from toolwoz_gym.users.replay import ReplayUser
 from toolwoz_gym.users.scripted import ScriptedUser
@@ -27,6 +27,7 @@ MAX_STEPS = 45
 
 def make_toolwoz(
     *,
+    version: int = 0,
     world: str | ToolWOZ = "auto",
     split: str = "train",
     user: str | UserSimulator | Sequence[str] = "scripted",
@@ -36,6 +37,8 @@ def make_toolwoz(
     """Make a ToolWOZ environment: what ``gym.make("ToolWOZ-v0", ...)`` calls.
 
     Args:
+        version: 0 scores as the published ToolWOZ does, 1 is the repaired benchmark: see
+            docs/toolwoz.md. ``gym.make`` takes it from the id.
         world: See :func:`load_world`.
         split: ``train``, ``val`` or ``test``; for MultiWOZ also ``test450``.
         user: The customer: ``"scripted"``, any :class:`~toolwoz_gym.types.UserSimulator`, or a list
@@ -48,7 +51,9 @@ def make_toolwoz(
     """
     if max_steps < 1:
         raise UsageError(f"max_steps is {max_steps}: it must be at least 1")
-    domain = load_world(world) if isinstance(world, str) else world
+    domain = load_world(world, version) if isinstance(world, str) else world
+    if domain.version != version:
+        raise UsageError(f"the world answers as ToolWOZ-v{domain.version}, not as v{version}")
     dialogue = Dialogue(domain, _make_user(user), max_steps)
     return DialogueEnv(dialogue, split=split, render_mode=render_mode)
 
@@ -62,12 +67,13 @@ def make_env(env_id: str, **arguments: Any) -> DialogueEnv:
     ours = [name for name, spec in gym.registry.items() if spec.entry_point == _ENTRY_POINT]
     if env_id not in ours:
         raise UsageError(f"no environment {env_id!r}: choose {' or '.join(ours)}")
-    env = gym.make(env_id, disable_env_checker=True, **arguments).unwrapped
+    # By its spec: v0 is no outdated v1, of which gym.make would warn.
+    env = gym.make(gym.spec(env_id), disable_env_checker=True, **arguments).unwrapped
     assert isinstance(env, DialogueEnv)
     return env
 
 
-def load_world(name: str) -> ToolWOZ:
+def load_world(name: str, version: int = 0) -> ToolWOZ:
     """Return a world of ToolWOZ by its name.
 
     Args:
@@ -75,6 +81,7 @@ def load_world(name: str) -> ToolWOZ:
             (``"builtin:domains=1,seed=7"``, see :class:`~toolwoz_gym.toolwoz.builtin.CityOptions`);
             ``"multiwoz"``, the prepared MultiWOZ data; ``"auto"``, MultiWOZ where it is prepared,
             else the built-in city.
+        version: How it answers and scores: 0 or 1.
 
     Raises:
         UsageError: There is no such world, or its data is not prepared.
@@ -83,13 +90,13 @@ def load_world(name: str) -> ToolWOZ:
 
     kind, _, options = name.partition(":")
     if kind == "builtin":
-        return load_builtin(CityOptions.parse(options))
+        return load_builtin(CityOptions.parse(options), version)
     if name == "auto":
         name = "multiwoz" if is_prepared() else "builtin"
         _announce(name)
-        return load_world(name)
+        return load_world(name, version)
     if name == "multiwoz":
-        return load_multiwoz()
+        return load_multiwoz(version)
     raise UsageError(f"no world {name!r}: choose auto, builtin, builtin:<options> or multiwoz")
 
 
@@ -108,4 +115,5 @@ def _make_user(user: str | UserSimulator | Sequence[str]) -> UserSimulator:
 
 _ENTRY_POINT = "toolwoz_gym:make_toolwoz"
 
-gym.register(id="ToolWOZ-v0", entry_point=_ENTRY_POINT)
+for _version in (0, 1):
+    gym.register(id=f"ToolWOZ-v{_version}", entry_point=_ENTRY_POINT, kwargs={"version": _version})

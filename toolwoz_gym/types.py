@@ -133,6 +133,19 @@ class Episode:
         return self.outcome is None and last.role == "assistant"
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One thing that the score asks for, and what became of it in a dialogue."""
+
+    demand: str
+    """What was asked for, in words that a person understands."""
+    met: bool
+    why: str
+    """What met it, or why it was missed."""
+    message: int | None = None
+    """Index of the message that met it or broke it, where there is one."""
+
+
 class Domain(Protocol):
     """A world with its tasks, its tools and its way to score. All methods are pure functions."""
 
@@ -173,6 +186,10 @@ class Domain(Protocol):
 
     def score(self, episode: Episode) -> float:
         """Return the reward, 0.0 or 1.0, of a dialogue that ends here."""
+        ...
+
+    def explain(self, episode: Episode) -> tuple[Verdict, ...]:
+        """Say what the score of a dialogue that ends here comes from: 1.0 if all of it is met."""
         ...
 
 

@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Any, overload
 
 from toolwoz_gym.seeding import Luck, derive
-from toolwoz_gym.toolwoz.domain import ToolWOZ
+from toolwoz_gym.toolwoz import VERSIONS, ToolWOZ
 from toolwoz_gym.toolwoz.goals import derive_wishes, found
 from toolwoz_gym.toolwoz.tables import Tables
 from toolwoz_gym.toolwoz.task import ToolWOZTask, make_task, task_to_json
@@ -120,8 +120,8 @@ class CityOptions:
 
 
 @lru_cache(maxsize=8)
-def load_builtin(options: CityOptions = CityOptions()) -> ToolWOZ:  # noqa: B008 - frozen
-    """Return the built-in world."""
+def load_builtin(options: CityOptions = CityOptions(), version: int = 0) -> ToolWOZ:  # noqa: B008
+    """Return the built-in world, scored as that version of ToolWOZ does."""
     rows = make_tables(options.seed)
     tables = Tables(rows)
     sizes = {"train": options.tasks, "val": options.tasks // 10, "test": options.tasks // 10}
@@ -129,7 +129,7 @@ def load_builtin(options: CityOptions = CityOptions()) -> ToolWOZ:  # noqa: B008
     sample = [task_to_json(tasks[split][i]) for split, n in sizes.items() for i in range(min(3, n))]
     recipe = {f.name: getattr(options, f.name) for f in fields(options)}
     digest = sha256(json.dumps([recipe, rows, sample]).encode()).hexdigest()
-    return ToolWOZ("builtin", tables, tasks, fingerprint=digest)
+    return VERSIONS[version]("builtin", tables, tasks, fingerprint=digest)
 
 
 def make_tables(seed: int) -> dict[str, list[Row]]:

@@ -1,25 +1,30 @@
-"""ToolWOZ-v0: the tools' answers and the score, exactly as the published reference has them."""
+"""What the versions of ToolWOZ share: tables, tasks, and how calls are checked and explained."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from toolwoz_gym.toolwoz.goals import found, holding, normalised, subset
-from toolwoz_gym.toolwoz.tables import RowSet, Table, Tables, first, last
+from toolwoz_gym.toolwoz.tables import Tables
 from toolwoz_gym.toolwoz.task import ToolWOZTask, Wish
 from toolwoz_gym.toolwoz.tools import PARAMETERS, POLICY, TOOLS
-from toolwoz_gym.types import Episode, Task, ToolCall, ToolError, ToolSpec, UsageError, World
+from toolwoz_gym.types import (
+    Episode,
+    Task,
+    ToolCall,
+    ToolError,
+    ToolSpec,
+    UsageError,
+    Verdict,
+    World,
+)
 
 
 class ToolWOZ:
-    """A world of tables with its tasks: the :class:`~toolwoz_gym.types.Domain` of ToolWOZ-v0.
+    """A world of tables with its tasks; :mod:`.v0` and :mod:`.v1` say how it answers and scores."""
 
-    The world that a dialogue changes is the frozenset of the goals met so far: every call is judged
-    when it is made, and nothing else about it is ever asked again.
-    """
-
+    version: int
     policy: str = POLICY
     tools: tuple[ToolSpec, ...] = TOOLS
 
@@ -58,8 +63,8 @@ class ToolWOZ:
         return self._tasks[split]
 
     def start(self, task: Task) -> World:
-        """Return the world as a dialogue finds it: no goal is met."""
-        return frozenset[int]()
+        """Return the world as a dialogue finds it."""
+        raise NotImplementedError
 
     def call(self, task: Task, world: World, call: ToolCall) -> tuple[World, str]:
         """Answer a tool call.
@@ -69,95 +74,89 @@ class ToolWOZ:
             booking ``{"success": true or false, "return": the booked item or {}}``.
 
         Raises:
-            ToolError: There is no such tool or parameter, or a value is a list or an object.
+            ToolError: There is no such tool or parameter, or a value makes no sense.
         """
-        _check(call)
-        kind, domain = call.name.split("_")
-        wish = _wish(task, domain)
-        asked = normalised(call.arguments)
-        answer: Any
-        if kind == "search":
-            table = self.tables[domain]
-            number = _pick(table, wish, asked)
-            answer = [] if number is None else [table.rows[number]]
-            # The reference answers the normalised arguments but scores those that were written: the
-            # two differ in how some don't-care words are understood.
-            met = number is not None and _search_met(table, wish, call.arguments, number)
-        else:
-            met = wish is not None and wish.book is not None and subset(wish.book, asked)
-            answer = {"success": met, "return": wish.booked if met and wish else {}}
-        if met:
-            world = world | {[goal.name for goal in task.goals].index(call.name)}
-        return world, json.dumps(answer, ensure_ascii=False)
+        raise NotImplementedError
 
     def goals_met(self, task: Task, world: World) -> frozenset[int]:
-        """Return the indices of the task's goals that are met."""
-        met: frozenset[int] = world
-        return met
+        """Return the indices of the task's goal calls that are met."""
+        raise NotImplementedError
 
     def score(self, episode: Episode) -> float:
-        """Return 1.0 if every goal is met, else 0.0."""
-        return float(len(episode.world) == len(episode.task.goals))
+        """Return 1.0 if the customer got what it wanted, else 0.0."""
+        raise NotImplementedError
+
+    def explain(self, episode: Episode) -> tuple[Verdict, ...]:
+        """Say what became of each goal call: which call met it, or what it lacked."""
+        met: dict[int, int] = {}
+        for number, _, before, after in self.replay(episode):
+            new = self.goals_met(episode.task, after) - self.goals_met(episode.task, before)
+            met.update(dict.fromkeys(new, number))
+        return tuple(
+            self._verdict(episode, goal, met.get(index))
+            for index, goal in enumerate(episode.task.goals)
+        )
+
+    def replay(self, episode: Episode) -> Iterator[tuple[int, ToolCall, World, World]]:
+        """Make a dialogue's tool calls again.
+
+        Yields:
+            For each call that was answered the index of its message, the call, and the world before
+            and after it.
+        """
+        world = self.start(episode.task)
+        for number, message in enumerate(episode.messages):
+            if message.call is None:
+                continue
+            before = world
+            try:
+                world, _ = self.call(episode.task, world, message.call)
+            except ToolError:
+                continue
+            yield number, message.call, before, world
+
+    def _verdict(self, episode: Episode, goal: ToolCall, met: int | None) -> Verdict:
+        wanted = {name: value for name, value in goal.arguments.items() if value}
+        demand = f"{goal.name}({', '.join(f'{n}={v}' for n, v in wanted.items())})"
+        if met is not None:
+            return Verdict(demand, True, f"met by message {met}", met)
+        tried = [
+            (number, call.arguments)
+            for number, call, _, _ in self.replay(episode)
+            if call.name == goal.name
+        ]
+        if not tried:
+            return Verdict(demand, False, f"{goal.name} was never called")
+        differences = [(_differences(wanted, made), number) for number, made in tried]
+        closest, number = min(differences, key=lambda found: (len(found[0]), -found[1]))
+        why = "; ".join(closest) or "it was answered with another one than the customer's"
+        return Verdict(demand, False, f"the closest call is message {number}: {why}", number)
 
 
-def _wish(task: Task, domain: str) -> Wish | None:
+def _differences(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    """Say how the arguments of a call differ from those that were wanted."""
+    lacking = [f"it lacks {name}={value}" for name, value in wanted.items() if not made.get(name)]
+    other = [
+        f"{name} is {made[name]!r}, not {value!r}"
+        for name, value in wanted.items()
+        if made.get(name) and str(made[name]).lower() != value.lower()
+    ]
+    extra = [f"it asks for {n}={v} too" for n, v in made.items() if v and n not in wanted]
+    return [*lacking, *other, *extra]
+
+
+def wish_for(task: Task, domain: str) -> Wish | None:
+    """Return what the customer wants of a domain, if anything."""
     assert isinstance(task, ToolWOZTask)
     return next((wish for wish in task.wishes if wish.domain == domain), None)
 
 
-def _pick(table: Table, wish: Wish | None, asked: Mapping[str, Any]) -> int | None:
-    """Return the number of the row that a search is answered with; None when there is none.
-
-    The reference shows one of the rows it found, and looks at the goal to choose it: an agent that
-    has not asked for all that the customer wants is shown something else, if there is something.
-
-    Args:
-        table: Where to search.
-        wish: What the customer wants of the domain, if anything.
-        asked: The normalised arguments.
-    """
-    rows = found(table, asked)
-    if wish is None or wish.search is None:
-        return first(rows)
-    right = last(rows & _booked(table, wish))
-    wrong = last(rows & ~holding(table, wish.search))
-    if subset(wish.search, asked):
-        if wish.book is None:
-            return first(rows)
-        return wrong if right is None else right
-    if subset(asked, wish.search):
-        shown = right if wrong is None else wrong
-        return first(rows) if shown is None else shown
-    return first(rows)
+def dump(answer: Any) -> str:
+    """Write what a tool returned as the agent is shown it."""
+    return json.dumps(answer, ensure_ascii=False)
 
 
-def _search_met(table: Table, wish: Wish | None, written: Mapping[str, Any], number: int) -> bool:
-    """Whether a search that is answered with row ``number`` meets the wish's search goal.
-
-    Args:
-        table: Where it searched.
-        wish: What the customer wants of the domain, if anything.
-        written: The arguments as the call has them.
-        number: The row that was shown.
-    """
-    if wish is None or wish.search is None:
-        return False
-    complete, partial = subset(wish.search, written), subset(written, wish.search)
-    if wish.book is not None:
-        return (complete or partial) and _has(_booked(table, wish), number)
-    return complete or (partial and _has(holding(table, wish.search), number))
-
-
-def _has(rows: RowSet, number: int) -> bool:
-    return rows >> number & 1 == 1
-
-
-def _booked(table: Table, wish: Wish) -> RowSet:
-    """Return the rows of the booked entity."""
-    return 0 if wish.booked is None else table.equal(table.key, wish.booked[table.key])
-
-
-def _check(call: ToolCall) -> None:
+def check_call(call: ToolCall) -> None:
     """Refuse a call that the tools cannot make sense of."""
     if not isinstance(call.name, str) or call.name not in PARAMETERS:
         raise ToolError(f"there is no tool {_quoted(call.name)}; the tools are {_ALL_TOOLS}")

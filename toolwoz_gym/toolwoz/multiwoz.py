@@ -26,7 +26,7 @@ from toolwoz_gym.data import (
     open_source,
     replacing,
 )
-from toolwoz_gym.toolwoz.domain import ToolWOZ
+from toolwoz_gym.toolwoz import VERSIONS, ToolWOZ
 from toolwoz_gym.toolwoz.goals import EMPTY, derive_wishes
 from toolwoz_gym.toolwoz.tables import Tables
 from toolwoz_gym.toolwoz.task import ToolWOZTask, make_task, task_from_json, task_to_json
@@ -119,16 +119,16 @@ def is_prepared() -> bool:
     return (multiwoz_folder() / "meta.json").is_file()
 
 
-def load_multiwoz() -> ToolWOZ:
-    """Return the prepared MultiWOZ world.
+def load_multiwoz(version: int = 0) -> ToolWOZ:
+    """Return the prepared MultiWOZ world, scored as that version of ToolWOZ does.
 
     Raises:
         UsageError: It has not been prepared, or its files are damaged; the message says what to do.
     """
-    return read_multiwoz(multiwoz_folder())
+    return read_multiwoz(multiwoz_folder(), version)
 
 
-def read_multiwoz(folder: Path) -> ToolWOZ:
+def read_multiwoz(folder: Path, version: int = 0) -> ToolWOZ:
     """Return the world that :func:`prepare_multiwoz` put into a folder.
 
     Environments of one process share what was read last.
@@ -138,7 +138,7 @@ def read_multiwoz(folder: Path) -> ToolWOZ:
     """
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
-        return _read(folder, meta["fingerprint"], tuple(meta["tasks"]))
+        return _read(folder, meta["fingerprint"], tuple(meta["tasks"]), version)
     except FileNotFoundError:
         raise UsageError(f"MultiWOZ is not prepared in {folder}: run {PREPARE}") from None
     except OSError as error:
@@ -147,8 +147,8 @@ def read_multiwoz(folder: Path) -> ToolWOZ:
         raise UsageError(f"the data in {folder} is damaged: run {PREPARE}") from None
 
 
-@lru_cache(maxsize=1)
-def _read(folder: Path, fingerprint: str, splits: tuple[str, ...]) -> ToolWOZ:
+@lru_cache(maxsize=2)
+def _read(folder: Path, fingerprint: str, splits: tuple[str, ...], version: int) -> ToolWOZ:
     names = ["tables.json", *(f"tasks-{split}.jsonl" for split in splits)]
     contents = {name: (folder / name).read_bytes() for name in names}
     if _fingerprint(contents) != fingerprint:
@@ -161,7 +161,7 @@ def _read(folder: Path, fingerprint: str, splits: tuple[str, ...]) -> ToolWOZ:
         )
         for split in splits
     }
-    return ToolWOZ("multiwoz", tables, tasks, fingerprint)
+    return VERSIONS[version]("multiwoz", tables, tasks, fingerprint)
 
 
 def booked_items(log: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
