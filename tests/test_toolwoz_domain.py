@@ -15,6 +15,7 @@ from toolwoz_gym.toolwoz.goals import EMPTY, derive_wishes, found, normalised, s
 from toolwoz_gym.toolwoz.tables import Tables, first, last
 from toolwoz_gym.toolwoz.task import ToolWOZTask, make_task
 from toolwoz_gym.toolwoz.tools import PARAMETERS
+from toolwoz_gym.toolwoz.v0 import ToolWOZv0
 from toolwoz_gym.types import Domain, Episode, ToolCall, ToolError, UsageError
 
 TABLES = Tables(
@@ -44,7 +45,7 @@ def world_of(
     goal: Mapping[str, Any], booked: Mapping[str, Mapping[str, str] | None] | None = None
 ) -> tuple[ToolWOZ, ToolWOZTask]:
     task = make_task("one", "train", "", derive_wishes(goal, booked or {}, TABLES))
-    return ToolWOZ("small", TABLES, {"train": (task,)}, "0"), task
+    return ToolWOZv0("small", TABLES, {"train": (task,)}, "0"), task
 
 
 def thai(booked: str | None = None) -> tuple[ToolWOZ, ToolWOZTask]:
