@@ -1,13 +1,34 @@
-"""Which MultiWOZ tasks ToolWOZ-v1 repairs or drops, and why."""
+"""Which MultiWOZ tasks ToolWOZ-v1 repairs or drops, and why.
+
+A goal can contradict its own database: the customer was told one day and booked another, or the
+place that was booked goes by another name. Where the dialogue shows what was meant, the wish is
+repaired; otherwise no agent could serve it, and the task is dropped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
-from toolwoz_gym.toolwoz.tables import Tables
+from toolwoz_gym.toolwoz.tables import (
+    TIMES,
+    Row,
+    RowSet,
+    Table,
+    Tables,
+    first,
+    minute_of,
+    numbers,
+    plain,
+)
 from toolwoz_gym.toolwoz.task import Wish
+from toolwoz_gym.toolwoz.v1 import booking, fitting, given
+from toolwoz_gym.types import ToolError
+
+Log: TypeAlias = Sequence[Mapping[str, Any]]
+"""The turns of a dialogue, as MultiWOZ has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +41,195 @@ class Repair:
     """What was wrong, and what was done about it; empty when nothing was."""
 
 
-def repair(wishes: tuple[Wish, ...], log: Sequence[Mapping[str, Any]], tables: Tables) -> Repair:
-    """Repair a task whose goal contradicts its own database.
+def repair(wishes: tuple[Wish, ...], log: Log, tables: Tables) -> Repair:
+    """Make a task solvable under v1.
 
     Args:
         wishes: What v0 derives from the dialogue's goal.
-        log: The dialogue's turns, as MultiWOZ has them.
+        log: The dialogue's turns.
         tables: The world.
     """
-    return Repair(wishes)
+    kept, reasons = [], []
+    for wish in wishes:
+        table = tables[wish.domain]
+        for mend in _MENDS:
+            mended = mend(wish, log, table)
+            if mended is not None:
+                wish, reason = mended
+                reasons.append(f"{wish.domain}: {reason}")
+        if fault := _fault(wish, table):
+            return Repair(None, (*reasons, f"{wish.domain}: {fault}"))
+        if wish.book is None and not given(wish.search or {}):
+            reasons.append(
+                f"{wish.domain}: the customer asks for nothing, so it is left out"
+            )
+        else:
+            kept.append(wish)
+    return Repair(tuple(kept) or None, tuple(reasons))
+
+
+def _fault(wish: Wish, table: Table) -> str | None:
+    """Say why nobody could serve a wish; None when somebody can."""
+    try:
+        fit = fitting(table, wish)
+        if not fit:
+            return "nothing in the database fits the goal"
+        if wish.book is None:
+            return None
+        booking(wish.domain, given(wish.book))
+    except ToolError as error:
+        return f"the goal makes no sense: {error}"
+    booked = _booked(wish, table)
+    if not booked:
+        return "what was booked is not in the database"
+    return None if booked & fit else "what was booked does not fit the goal"
+
+
+_Mended: TypeAlias = tuple[Wish, str] | None
+
+
+def _mend_times(wish: Wish, log: Log, table: Table) -> _Mended:
+    """Read a time such as "after 16:30" as the time that it names."""
+    search = dict(wish.search or {})
+    for name in TIMES:
+        told = re.findall(r"\d{1,2}:\d\d", search.get(name, ""))
+        if len(told) == 1 and minute_of(search[name]) is None:
+            search[name] = told[0]
+    if search == (wish.search or {}):
+        return None
+    return replace(wish, search=search), "a time of the goal is read out of its words"
+
+
+def _mend_search_name(wish: Wish, log: Log, table: Table) -> _Mended:
+    """Give the place that is searched for the name that the database has."""
+    name = (wish.search or {}).get(table.key, "")
+    row = _known_as(name, table, table.all)
+    if row is None:
+        return None
+    search = {**(wish.search or {}), table.key: row[table.key]}
+    return replace(wish, search=search), "the goal's place is in the database under a longer name"
+
+
+def _mend_booked_name(wish: Wish, log: Log, table: Table) -> _Mended:
+    """Give the place that was booked the name that the database has."""
+    if wish.book is None or _booked(wish, table):
+        return None
+    row = _known_as(wish.book[table.key], table, fitting(table, wish))
+    if row is None:
+        return None
+    return _with_entity(wish, table, row), "what was booked is in the database under another name"
+
+
+def _mend_details(wish: Wish, log: Log, table: Table) -> _Mended:
+    """Fill a booking's gaps with what the dialogue settled on."""
+    if wish.book is None:
+        return None
+    settled = _state(log, wish.domain).get("book", {})
+    gaps = [n for n, v in wish.book.items() if not v and isinstance(settled.get(n), str)]
+    if not gaps:
+        return None
+    book = {**wish.book, **{name: settled[name] for name in gaps}}
+    return replace(wish, book=book), "the booking's gaps are filled with what was said"
+
+
+def _mend_entity(wish: Wish, log: Log, table: Table) -> _Mended:
+    """Book what the dialogue spoke of and what fits, where what it booked does not fit."""
+    if wish.book is None:
+        return None
+    booked, fit = _booked(wish, table), fitting(table, wish)
+    if not booked or booked & fit or not fit:
+        return None
+    candidates = [table.rows[n] for n in numbers(fit)]
+    for shows, reason in _SIGNS:
+        shown = [row for row in candidates if shows(row, wish, log, table)]
+        if len(shown) == 1:
+            return _with_entity(wish, table, shown[0]), reason
+    return None
+
+
+def _is_named(row: Row, wish: Wish, log: Log, table: Table) -> bool:
+    return any(_contains(turn["text"], row[table.key]) for turn in log[1::2])
+
+
+def _is_same_train(row: Row, wish: Wish, log: Log, table: Table) -> bool:
+    """Whether it is what was booked, but on the day that the goal has."""
+    number = first(_booked(wish, table))
+    assert number is not None
+    columns = ("departure", "destination", "leaveAt", "arriveBy")
+    same = [row.get(c) == table.rows[number].get(c) for c in columns]
+    return wish.domain == "train" and all(same)
+
+
+def _has_said_times(row: Row, wish: Wish, log: Log, table: Table) -> bool:
+    """Whether the agent spoke of a train at these times."""
+    return wish.domain == "train" and any(
+        _contains(turn["text"], row[column]) for turn in log[1::2] for column in TIMES
+    )
+
+
+_SIGNS: tuple[tuple[Callable[[Row, Wish, Log, Table], bool], str], ...] = (
+    (_is_named, "what was booked does not fit; the dialogue names another one that does"),
+    (_is_same_train, "the train booked runs on another day; the same train on the goal's day"),
+    (_has_said_times, "the train booked does not fit; the dialogue has the times of one that does"),
+)
+
+
+def _mend_first_choices(wish: Wish, log: Log, table: Table) -> _Mended:
+    """Drop a first choice that the goal itself would fulfil: it cannot fail."""
+    if wish.failing_search and _within(wish.failing_search, wish.search):
+        wish = replace(wish, failing_search=None)
+    elif wish.failing_book and _within(wish.failing_book, wish.book):
+        wish = replace(wish, failing_book=None)
+    else:
+        return None
+    return wish, "the first choice that should fail is the goal's own, so it is left out"
+
+
+_MENDS: tuple[Callable[[Wish, Log, Table], _Mended], ...] = (
+    _mend_times,
+    _mend_search_name,
+    _mend_booked_name,
+    _mend_details,
+    _mend_entity,
+    _mend_first_choices,
+)
+"""In this order: each finds the wish as those before it have left it."""
+
+
+def _within(choice: Mapping[str, str], goal: Mapping[str, str] | None) -> bool:
+    return goal is not None and given(choice).items() <= given(goal).items()
+
+
+def _known_as(name: str, table: Table, rows: RowSet) -> Row | None:
+    """Return the one row whose name has a name's words, or the other way round."""
+    if not plain(name) or table.plainly(table.key, name):
+        return None
+    candidates = [table.rows[number] for number in numbers(rows)]
+    found = [
+        row
+        for row in candidates
+        if _contains(row[table.key], name) or _contains(name, row[table.key])
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _contains(text: str, words: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(plain(words))}(?!\w)", plain(text)) is not None
+
+
+def _booked(wish: Wish, table: Table) -> RowSet:
+    assert wish.book is not None
+    return table.plainly(table.key, wish.book[table.key])
+
+
+def _with_entity(wish: Wish, table: Table, row: Row) -> Wish:
+    key = {table.key: row[table.key]}
+    return replace(wish, book={**(wish.book or {}), **key}, booked={**(wish.booked or {}), **key})
+
+
+def _state(log: Log, domain: str) -> Mapping[str, Any]:
+    """Return what the dialogue has come to, of a domain."""
+    state: Mapping[str, Any] = next(
+        (turn["metadata"] for turn in reversed(log) if turn.get("metadata")), {}
+    )
+    return state.get(domain, {})

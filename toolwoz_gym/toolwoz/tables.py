@@ -7,9 +7,11 @@ the highest bit. A search is then a handful of look-ups, whether it finds one ro
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from toolwoz_gym.toolwoz.tools import DOMAINS, KEYS, PARAMETERS
 
@@ -18,12 +20,31 @@ Row: TypeAlias = Mapping[str, Any]
 RowSet: TypeAlias = int
 """Bit i says whether row i is in the set."""
 
-_TIMES = ("leaveAt", "arriveBy")
+TIMES = ("leaveAt", "arriveBy")
+"""The columns that are compared, and not looked up."""
+
+T = TypeVar("T", str, int)
 
 
 def fold(text: str) -> str:
     """Return the text in lower case and without apostrophes: how v0 compares words."""
     return text.lower().replace("'", "")
+
+
+def plain(value: Any) -> str:
+    """Return a value as v1 compares it: folded, without surrounding blanks, numbers as text."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return fold(str(value).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")).strip()
+
+
+def minute_of(time: str) -> int | None:
+    """Return the minute of the day that ``hh:mm`` names; None when it is no time.
+
+    Trains arrive after midnight at 24:00 and later.
+    """
+    match = re.fullmatch(r"\s*(\d{1,2}):([0-5]\d)\s*", time, re.ASCII)
+    return int(match[1]) * 60 + int(match[2]) if match else None
 
 
 def first(rows: RowSet) -> int | None:
@@ -36,41 +57,54 @@ def last(rows: RowSet) -> int | None:
     return rows.bit_length() - 1 if rows else None
 
 
-class _Values:
+def numbers(rows: RowSet) -> Iterator[int]:
+    """Yield the numbers of the rows of a set, in order."""
+    while rows:
+        yield (rows & -rows).bit_length() - 1
+        rows &= rows - 1
+
+
+class _Values(Generic[T]):
     """The rows in which a column has a given value."""
 
-    def __init__(self, values: Iterable[str | None]) -> None:
+    def __init__(self, values: Iterable[T | None]) -> None:
         # Bits count from the first row with the value, so that a column in which no two rows agree
         # costs no more than its values.
-        self._rows: dict[str, tuple[int, int]] = {}
+        self._rows: dict[T, tuple[int, int]] = {}
         for number, value in enumerate(values):
             if value is not None:
                 start, bits = self._rows.get(value, (number, 0))
                 self._rows[value] = start, bits | 1 << (number - start)
 
-    def __getitem__(self, value: str) -> RowSet:
+    def __getitem__(self, value: T) -> RowSet:
         start, bits = self._rows.get(value, (0, 0))
         return bits << start
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[T]:
         return iter(self._rows)
 
 
-class _Times:
-    """The rows in which a column of times lies before or after a given time, as text."""
+class _Times(Generic[T]):
+    """The rows in which a column of times lies before or after a given time."""
 
-    def __init__(self, values: _Values) -> None:
-        self._times = sorted(values)
+    def __init__(self, values: _Values[T]) -> None:
+        self._times: list[T] = sorted(values)
         self._from = [0]  # the rows of times[i:], for every i
         for time in reversed(self._times):
             self._from.append(self._from[-1] | values[time])
         self._from.reverse()
 
-    def after(self, time: str) -> RowSet:
+    def after(self, time: T) -> RowSet:
         return self._from[bisect_right(self._times, time)]
 
-    def before(self, time: str) -> RowSet:
-        return self._from[0] & ~self._from[bisect_left(self._times, time)]
+    def since(self, time: T) -> RowSet:
+        return self._from[bisect_left(self._times, time)]
+
+    def before(self, time: T) -> RowSet:
+        return self._from[0] & ~self.since(time)
+
+    def until(self, time: T) -> RowSet:
+        return self._from[0] & ~self.after(time)
 
 
 class Table:
@@ -94,7 +128,7 @@ class Table:
         self._alike = {
             c: _Values(v if v is None else fold(v) for v in values) for c, values in texts.items()
         }
-        self._times = {c: _Times(self._equal[c]) for c in _TIMES if c in searched}
+        self._times = {c: _Times(self._equal[c]) for c in TIMES if c in searched}
 
     def equal(self, column: str, value: str) -> RowSet:
         """Return the rows that have exactly this value."""
@@ -103,6 +137,31 @@ class Table:
     def alike(self, column: str, value: str) -> RowSet:
         """Return the rows that have this value when both are folded."""
         return self._alike[column][fold(value)]
+
+    def plainly(self, column: str, value: str) -> RowSet:
+        """Return the rows that have this value when both are :func:`plain`."""
+        return self._plainly[column][plain(value)]
+
+    def since(self, column: str, minute: int) -> RowSet:
+        """Return the rows whose time is not before a minute of the day."""
+        return self._minutes[column].since(minute)
+
+    def until(self, column: str, minute: int) -> RowSet:
+        """Return the rows whose time is not after a minute of the day."""
+        return self._minutes[column].until(minute)
+
+    @cached_property
+    def _plainly(self) -> dict[str, _Values[str]]:
+        return {
+            c: _Values(None if row.get(c) is None else plain(row[c]) for row in self.rows)
+            for c in self._equal
+        }
+
+    @cached_property
+    def _minutes(self) -> dict[str, _Times[int]]:
+        return {
+            c: _Times(_Values(minute_of(str(row.get(c))) for row in self.rows)) for c in self._times
+        }
 
     def after(self, column: str, time: str) -> RowSet:
         """Return the rows whose time is later, compared as text."""
