@@ -229,7 +229,6 @@ def _with_entity(wish: Wish, table: Table, row: Row) -> Wish:
 
 def _state(log: Log, domain: str) -> Mapping[str, Any]:
     """Return what the dialogue has come to, of a domain."""
-    state: Mapping[str, Any] = next(
-        (turn["metadata"] for turn in reversed(log) if turn.get("metadata")), {}
-    )
-    return state.get(domain, {})
+    states = (turn["metadata"] for turn in reversed(log) if turn.get("metadata"))
+    domains: Mapping[str, Mapping[str, Any]] = next(states, {})
+    return domains.get(domain, {})
