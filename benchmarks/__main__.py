@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from agents.base import BackendError
+from benchmarks.controls import ControlOptions
+from benchmarks.controls import run as prove
 from benchmarks.evaluate import EvaluateOptions
 from benchmarks.evaluate import run as evaluate
 from toolwoz_gym.cli import main_cli
@@ -16,7 +18,10 @@ def main(args: Sequence[str] | None = None) -> int:
     return main_cli(
         "python -m benchmarks",
         "Measure agents and the suite itself.",
-        {"evaluate": (EvaluateOptions, evaluate)},
+        {
+            "evaluate": (EvaluateOptions, evaluate),
+            "controls": (ControlOptions, prove),
+        },
         args,
         resumable=(BackendError,),
     )

@@ -49,36 +49,47 @@ def repair(wishes: tuple[Wish, ...], log: Log, tables: Tables) -> Repair:
         log: The dialogue's turns.
         tables: The world.
     """
-    kept, reasons = [], []
+    kept: list[Wish] = []
+    reasons: list[str] = []
     for wish in wishes:
-        table = tables[wish.domain]
-        for mend in _MENDS:
-            mended = mend(wish, log, table)
-            if mended is not None:
-                wish, reason = mended
-                reasons.append(f"{wish.domain}: {reason}")
-        if fault := _fault(wish, table):
+        try:
+            wish, mended = _mend(wish, log, tables[wish.domain])
+            fault = _fault(wish, tables[wish.domain])
+        except ToolError as error:
+            mended, fault = [], f"the goal makes no sense: {error}"
+        reasons += [f"{wish.domain}: {reason}" for reason in mended]
+        if fault:
             return Repair(None, (*reasons, f"{wish.domain}: {fault}"))
         if wish.book is None and not given(wish.search or {}):
-            reasons.append(
-                f"{wish.domain}: the customer asks for nothing, so it is left out"
-            )
+            reasons.append(f"{wish.domain}: the customer asks for nothing, so it is left out")
         else:
             kept.append(wish)
     return Repair(tuple(kept) or None, tuple(reasons))
 
 
+def _mend(wish: Wish, log: Log, table: Table) -> tuple[Wish, list[str]]:
+    """Return a wish as it was meant, and what was changed."""
+    reasons = []
+    for mend in _MENDS:
+        mended = mend(wish, log, table)
+        if mended is not None:
+            wish, reason = mended
+            reasons.append(reason)
+    return wish, reasons
+
+
 def _fault(wish: Wish, table: Table) -> str | None:
-    """Say why nobody could serve a wish; None when somebody can."""
-    try:
-        fit = fitting(table, wish)
-        if not fit:
-            return "nothing in the database fits the goal"
-        if wish.book is None:
-            return None
-        booking(wish.domain, given(wish.book))
-    except ToolError as error:
-        return f"the goal makes no sense: {error}"
+    """Say why nobody could serve a wish; None when somebody can.
+
+    Raises:
+        ToolError: A value of the goal is none that a tool would take.
+    """
+    fit = fitting(table, wish)
+    if not fit:
+        return "nothing in the database fits the goal"
+    if wish.book is None:
+        return None
+    booking(wish.domain, given(wish.book))
     booked = _booked(wish, table)
     if not booked:
         return "what was booked is not in the database"

@@ -1,0 +1,122 @@
+"""The proof that a benchmark can be solved and cannot be gamed: control agents play every task."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+from agents.controls import CONTROLS
+from agents.scripted import ExpertAgent
+from toolwoz_gym import make_env
+from toolwoz_gym.env import DialogueEnv
+from toolwoz_gym.rollout import play
+from toolwoz_gym.types import UsageError
+
+EXPERT = "expert"
+"""The control that must solve every task; the others must solve none."""
+
+_CHUNK = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlOptions:
+    """Let control agents play every task: an expert must always be paid, the others never."""
+
+    env: str = "ToolWOZ-v1"
+    """Environment, as gymnasium.make knows it."""
+    world: str = "builtin"
+    """World: builtin, builtin:<options>, multiwoz or auto."""
+    splits: tuple[str, ...] = ()
+    """Splits of the world's tasks; none named takes all of them."""
+    tasks: int = 0
+    """How many tasks of each split, from the first; 0 takes all of them."""
+    seed: int = 0
+    """Everything random follows from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What control agents made of a split."""
+
+    split: str
+    tasks: int
+    rewarded: Counter[str]
+    """Tasks that were rewarded, by control."""
+    exceptions: tuple[tuple[str, str], ...]
+    """Every task that breaks the proof: its id, and the control that was wrongly treated."""
+
+
+def prove(options: ControlOptions) -> list[Result]:
+    """Let every control play every task.
+
+    Raises:
+        UsageError: There is no such environment, world or split.
+    """
+    splits = options.splits or make_env(options.env, world=options.world).dialogue.domain.splits
+    results = []
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for split in splits:
+            count = len(_env(options.env, options.world, split).tasks)
+            numbers = range(min(options.tasks, count) if options.tasks else count)
+            chunks = [numbers[i : i + _CHUNK] for i in numbers[::_CHUNK]]
+            parts = [pool.submit(_play, options, split, chunk) for chunk in chunks]
+            results.append(_gather(split, len(numbers), [part.result() for part in parts]))
+    return results
+
+
+def run(options: ControlOptions) -> None:
+    """Print the proof.
+
+    Raises:
+        UsageError: The options make no sense, or the proof fails.
+    """
+    results = prove(options)
+    names = (EXPERT, *CONTROLS)
+    widths = [max(len(name), 6) for name in names]
+    head = "  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True))
+    print(f"{options.env}, world {options.world}: tasks that each control was rewarded for")
+    print(f"{'split':8}  {'tasks':>6}  {head}")
+    for result in results:
+        counts = (str(result.rewarded[n]).rjust(w) for n, w in zip(names, widths, strict=True))
+        print(f"{result.split:8}  {result.tasks:6}  {'  '.join(counts)}")
+    exceptions = [exception for result in results for exception in result.exceptions]
+    for task_id, name in exceptions[:20]:
+        print(f"  {task_id}: {name}")
+    if exceptions:
+        raise UsageError(
+            f"the proof fails for {len(exceptions)} plays of {sum(r.tasks for r in results)} tasks"
+        )
+    print("every task is solved by the expert, and by no other control")
+
+
+def _gather(split: str, tasks: int, parts: Iterable[list[tuple[str, str, float]]]) -> Result:
+    plays = [play for part in parts for play in part]
+    return Result(
+        split,
+        tasks,
+        Counter(name for _, name, reward in plays if reward == 1.0),
+        tuple((id, name) for id, name, reward in plays if (reward == 1.0) != (name == EXPERT)),
+    )
+
+
+def _play(
+    options: ControlOptions, split: str, numbers: Sequence[int]
+) -> list[tuple[str, str, float]]:
+    """Return task, control and reward of every play."""
+    env = _env(options.env, options.world, split)
+    plays = []
+    for number in numbers:
+        task = env.tasks[number]
+        for name, agent in {EXPERT: ExpertAgent(task), **CONTROLS}.items():
+            episode = play(env.dialogue, agent, task, seed=options.seed)
+            plays.append((task.id, name, episode.reward))
+    return plays
+
+
+@cache
+def _env(env: str, world: str, split: str) -> DialogueEnv:
+    return make_env(env, world=world, split=split)
