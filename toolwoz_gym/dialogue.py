@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from toolwoz_gym.types import (
-    END_CONVERSATION,
     Domain,
     Episode,
     Message,
@@ -58,6 +57,8 @@ class Dialogue:
             world=world,
             steps=episode.steps + 1,
         )
+        if message.call is not None and message.call.name in self.domain.final_tools:
+            return self._ended(after)
         return after if after.awaits_user else self._limited(after)
 
     def listen(self, episode: Episode) -> Episode:
@@ -73,7 +74,7 @@ class Dialogue:
                 episode, messages=(*episode.messages, silence), outcome="user_fault", reward=0.0
             )
         after = replace(episode, messages=(*episode.messages, answer))
-        if END_CONVERSATION in answer.content:
+        if self.domain.end_marker in answer.content:
             return self._ended(after)
         return self._limited(after)
 

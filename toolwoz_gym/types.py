@@ -88,7 +88,9 @@ class ToolSpec:
     name: str
     description: str
     parameters: Mapping[str, Mapping[str, Any]]
-    """JSON schema of each parameter, by name; all are optional."""
+    """JSON schema of each parameter, by name."""
+    required: tuple[str, ...] = ()
+    """Parameters that every call must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,10 @@ class Domain(Protocol):
     fingerprint: str
     """Digest of the data behind the domain: equal fingerprints, equal answers and scores."""
     splits: tuple[str, ...]
+    end_marker: str
+    """Customers end the dialogue with it."""
+    final_tools: frozenset[str]
+    """Tools whose call ends the dialogue."""
 
     def tasks(self, split: str) -> Sequence[Task]:
         """Return the tasks of a split, in their order.

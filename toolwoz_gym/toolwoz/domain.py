@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from toolwoz_gym.toolwoz.tables import Tables
+from toolwoz_gym.toolwoz.goals import EMPTY
+from toolwoz_gym.toolwoz.tables import Tables, plain
 from toolwoz_gym.toolwoz.task import ToolWOZTask, Wish
-from toolwoz_gym.toolwoz.tools import PARAMETERS, POLICY, TOOLS
+from toolwoz_gym.toolwoz.tools import KEYS, PARAMETERS, POLICY, TOOLS
 from toolwoz_gym.types import (
+    END_CONVERSATION,
     Episode,
     Task,
     ToolCall,
@@ -27,6 +29,8 @@ class ToolWOZ:
     version: int
     policy: str = POLICY
     tools: tuple[ToolSpec, ...] = TOOLS
+    end_marker = END_CONVERSATION
+    final_tools: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -116,33 +120,59 @@ class ToolWOZ:
             yield number, message.call, before, world
 
     def _verdict(self, episode: Episode, goal: ToolCall, met: int | None) -> Verdict:
-        wanted = {name: value for name, value in goal.arguments.items() if value}
+        wanted = {name: value for name, value in goal.arguments.items() if value not in EMPTY}
         demand = f"{goal.name}({', '.join(f'{n}={v}' for n, v in wanted.items())})"
         if met is not None:
             return Verdict(demand, True, f"met by message {met}", met)
-        tried = [
-            (number, call.arguments)
+        made = [n for n, m in enumerate(episode.messages) if m.call and m.call.name == goal.name]
+        if not made:
+            return Verdict(demand, False, f"{goal.name} was never called")
+        differences = [
+            (_differences(wanted, call.arguments, typed=self.version == 0), number)
             for number, call, _, _ in self.replay(episode)
             if call.name == goal.name
         ]
-        if not tried:
-            return Verdict(demand, False, f"{goal.name} was never called")
-        differences = [(_differences(wanted, made), number) for number, made in tried]
+        if not differences:
+            error = episode.messages[made[-1] + 1].content
+            return Verdict(demand, False, f"closest: message {made[-1]}. {error}", made[-1])
         closest, number = min(differences, key=lambda found: (len(found[0]), -found[1]))
-        why = "; ".join(closest) or "it was answered with another one than the customer's"
-        return Verdict(demand, False, f"the closest call is message {number}: {why}", number)
+        why = "; ".join(closest) or _refusal(goal, episode.messages[number + 1].content)
+        return Verdict(demand, False, f"closest: message {number}, {why}", number)
 
 
-def _differences(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
-    """Say how the arguments of a call differ from those that were wanted."""
-    lacking = [f"it lacks {name}={value}" for name, value in wanted.items() if not made.get(name)]
+def _differences(wanted: Mapping[str, str], made: Mapping[str, Any], *, typed: bool) -> list[str]:
+    """Say how the arguments of a call differ from those that were wanted.
+
+    Args:
+        wanted: The goal's arguments that ask for something.
+        made: The call's arguments.
+        typed: Whether a number differs from the text of the same digits.
+    """
+    asked = {name: value for name, value in made.items() if value not in (None, *EMPTY)}
+    lacking = [f"without {n}={value}" for n, value in wanted.items() if n not in asked]
     other = [
-        f"{name} is {made[name]!r}, not {value!r}"
-        for name, value in wanted.items()
-        if made.get(name) and str(made[name]).lower() != value.lower()
+        f"{n} is {asked[n]}, not {value}"
+        for n, value in wanted.items()
+        if n in asked and plain(asked[n]) != plain(value)
     ]
-    extra = [f"it asks for {n}={v} too" for n, v in made.items() if v and n not in wanted]
+    if typed:
+        other += [
+            f"{n} is a number, not text"
+            for n in wanted
+            if n in asked and not isinstance(asked[n], str)
+        ]
+    extra = [f"with {n}={value} besides" for n, value in asked.items() if n not in wanted]
     return [*lacking, *other, *extra]
+
+
+def _refusal(goal: ToolCall, answer: str) -> str:
+    """Say what came of a call that is the goal's own, to the letter, and did not meet it."""
+    if goal.name.startswith("book_"):
+        return "was refused"
+    rows = json.loads(answer)
+    if not rows:
+        return "found nothing"
+    return f"found {rows[0][KEYS[goal.name.removeprefix('search_')]]}, which was not meant"
 
 
 def wish_for(task: Task, domain: str) -> Wish | None:
