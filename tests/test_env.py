@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,10 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toolwoz_gym
+from agents.gold import GoldAgent
 from agents.scripted import ExpertAgent
 from toolwoz_gym import DialogueEnv, make_env
 from toolwoz_gym.actions import MAX_CHARS, format_action, format_call
 from toolwoz_gym.spaces import UnicodeText
+from toolwoz_gym.tau_bench.data import read_tau_bench
+from toolwoz_gym.tau_bench.domain import TauBench, TauTask
 from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.types import ToolCall, UsageError
 
@@ -32,6 +36,12 @@ WORLDS = [
     "builtin:domains=1,constraints=1,failures=0,seed=7",
     "builtin:domains=4,constraints=1-6,failures=4,tasks=20",
     "real data",
+]
+
+CASES = [
+    *((env_id, world) for env_id in ("ToolWOZ-v0", "ToolWOZ-v1") for world in WORLDS),
+    ("TauBench-v0", "retail"),
+    ("TauBench-v0", "airline"),
 ]
 
 INFO = {"task_id", "split", "world", "goals_met", "goals_total", "progress", "outcome"}
@@ -53,26 +63,42 @@ BYE = "This is all I can do for you. Bye."
 
 
 def test_every_id_is_registered() -> None:
-    assert IDS == ["ToolWOZ-v0", "ToolWOZ-v1"]
+    assert IDS == ["TauBench-v0", "ToolWOZ-v0", "ToolWOZ-v1"]
+    assert {env_id for env_id, _ in CASES} == set(IDS)
 
 
-@pytest.fixture(params=IDS)
-def env_id(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=WORLDS)
-def world(request: pytest.FixtureRequest, env_id: str) -> str | ToolWOZ:
-    if request.param == "real data":
-        name = "multiwoz" if env_id == "ToolWOZ-v0" else "multiwoz_v1"
-        real: ToolWOZ = request.getfixturevalue(name)
-        return real
-    return str(request.param)
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    env_id, world = request.param
+    return env_id, world
 
 
 @pytest.fixture
-def env(env_id: str, world: str | ToolWOZ) -> DialogueEnv:
-    return make_env(env_id, world=world, split="val")
+def env_id(case: tuple[str, str]) -> str:
+    return case[0]
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest, case: tuple[str, str]) -> str | ToolWOZ | TauBench:
+    env_id, world = case
+    if env_id == "TauBench-v0":
+        shared: Path = request.getfixturevalue("shared")
+        return read_tau_bench(shared / "data" / "tau_bench", world)
+    if world == "real data":
+        name = "multiwoz" if env_id == "ToolWOZ-v0" else "multiwoz_v1"
+        real: ToolWOZ = request.getfixturevalue(name)
+        return real
+    return world
+
+
+@pytest.fixture
+def split(case: tuple[str, str]) -> str:
+    return {"retail": "dev", "airline": "test"}.get(case[1], "val")
+
+
+@pytest.fixture
+def env(env_id: str, world: str | ToolWOZ | TauBench, split: str) -> DialogueEnv:
+    return make_env(env_id, world=world, split=split)
 
 
 @pytest.fixture
@@ -91,7 +117,8 @@ def play(env: DialogueEnv, actions: list[str]) -> list[Any]:
 
 
 def expert_actions(env: DialogueEnv) -> Iterator[str]:
-    expert = ExpertAgent(env.snapshot().task)
+    task = env.snapshot().task
+    expert = GoldAgent(task) if isinstance(task, TauTask) else ExpertAgent(task)
     while env.snapshot().outcome is None:
         yield format_action(expert.act(env.snapshot().messages, seed=0))
 
@@ -100,10 +127,10 @@ def expert_actions(env: DialogueEnv) -> Iterator[str]:
 
 
 def test_check_env_has_nothing_to_say(
-    env_id: str, world: str | ToolWOZ, caplog: pytest.LogCaptureFixture
+    env_id: str, world: str | ToolWOZ | TauBench, split: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Warnings are errors in this suite; Gymnasium's own go through ``warnings`` too."""
-    env = gym.make(env_id, world=world, split="val")
+    env = gym.make(env_id, world=world, split=split)
     with caplog.at_level(logging.DEBUG):
         check_env(env.unwrapped)
         env.reset(seed=1)  # through Gymnasium's wrappers, which check passively
@@ -116,11 +143,13 @@ def test_check_env_has_nothing_to_say(
 
 
 @pytest.mark.parametrize("mode", ["ansi", "human"])
-def test_check_env_with_rendering(env_id: str, mode: str) -> None:
-    check_env(gym.make(env_id, world="builtin", render_mode=mode).unwrapped)
+def test_check_env_with_rendering(
+    env_id: str, world: str | ToolWOZ | TauBench, split: str, mode: str
+) -> None:
+    check_env(gym.make(env_id, world=world, split=split, render_mode=mode).unwrapped)
 
 
-def test_types_and_info(env: DialogueEnv) -> None:
+def test_types_and_info(env: DialogueEnv, split: str) -> None:
     observation, info = env.reset(seed=3)
     seen = [(observation, 0.0, False, False, info), *play(env, ACTIONS)]
     for observation, reward, terminated, truncated, info in seen:
@@ -129,9 +158,9 @@ def test_types_and_info(env: DialogueEnv) -> None:
         assert set(info) == INFO
         assert type(info["goals_met"]) is tuple
         assert info["goals_met"] == tuple(sorted(info["goals_met"]))
-        assert info["goals_total"] == len(env.snapshot().task.goals) > 0
-        assert info["progress"] == len(info["goals_met"]) / info["goals_total"]
-        assert info["split"] == "val" and info["world"] == env.dialogue.domain.fingerprint
+        assert info["goals_total"] == len(env.snapshot().task.goals)
+        assert info["progress"] == len(info["goals_met"]) / max(1, info["goals_total"])
+        assert info["split"] == split and info["world"] == env.dialogue.domain.fingerprint
         assert info["task_id"] == env.snapshot().task.id
         assert (info["outcome"] is None) == (not terminated and not truncated)
         json.dumps(info)
@@ -150,7 +179,7 @@ def test_the_reward_comes_at_the_end(env: DialogueEnv) -> None:
         )
         _, reward, terminated, truncated, info = steps[-1]
         assert terminated != truncated
-        assert reward == (1.0 if info["progress"] == 1.0 else 0.0)
+        assert reward == (1.0 if info["goals_total"] == len(info["goals_met"]) else 0.0)
         assert (info["outcome"] == "success") == (reward == 1.0)
         solved += reward == 1.0
     assert solved >= 18
@@ -175,8 +204,10 @@ def test_stepping_after_the_end_or_before_the_beginning(env: DialogueEnv) -> Non
 # --- seeds -----------------------------------------------------------------------------------
 
 
-def test_the_same_seed_says_the_same(env_id: str, world: str | ToolWOZ) -> None:
-    envs = [make_env(env_id, world=world, split="val") for _ in range(2)]
+def test_the_same_seed_says_the_same(
+    env_id: str, world: str | ToolWOZ | TauBench, split: str
+) -> None:
+    envs = [make_env(env_id, world=world, split=split) for _ in range(2)]
     for seed in (0, 1, 2**40):
         one, other = ((env.reset(seed=seed), play(env, ACTIONS)) for env in envs)
         assert one == other
@@ -371,7 +402,7 @@ def test_wrong_arguments_are_usage_errors(
     "id", ["ToolWOZ-v99", "Nothing-v0", "CartPole-v1", "???", "no.such:Env-v0"]
 )
 def test_unknown_environments(id: str) -> None:
-    with pytest.raises(UsageError, match=r"^[^\n]*ToolWOZ-v0 or ToolWOZ-v1$"):
+    with pytest.raises(UsageError, match=r"^[^\n]*ToolWOZ-v0 or ToolWOZ-v1 or TauBench-v0$"):
         make_env(id, world="builtin")
 
 
