@@ -130,7 +130,10 @@ def canonical(value: Any) -> str:
         return _tuple(f"({key!r}, {canonical(value[key])})" for key in sorted(value))
     if isinstance(value, list):
         return _tuple(map(canonical, value))
-    return repr(value)
+    try:
+        return repr(value)
+    except ValueError:  # an integer of more digits than Python writes out
+        return hex(value)
 
 
 def _tuple(items: Iterable[str]) -> str:
