@@ -7,10 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from agents.base import AgentFactory
+from agents.base import Agent, AgentFactory
+from agents.gold import GoldAgent
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.tool_calling import ToolCallingAgent, system_prompt
-from toolwoz_gym.types import Domain
+from toolwoz_gym.tau_bench.domain import TauTask
+from toolwoz_gym.types import Domain, Task
+
+
+def expert(task: Task) -> Agent:
+    """Return an agent that solves a task, knowing its goal."""
+    return GoldAgent(task) if isinstance(task, TauTask) else ExpertAgent(task)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +50,7 @@ class AgentOptions:
             UsageError: There is no such model or device.
         """
         if self.agent == "expert":
-            yield ExpertAgent
+            yield expert
         elif self.agent == "random":
             yield lambda task: RandomAgent(domain.tools)
         else:

@@ -121,7 +121,7 @@ class ToolWOZ:
 
     def _verdict(self, episode: Episode, goal: ToolCall, met: int | None) -> Verdict:
         wanted = {name: value for name, value in goal.arguments.items() if value not in EMPTY}
-        demand = f"{goal.name}({', '.join(f'{n}={v}' for n, v in wanted.items())})"
+        demand = f"{goal.name}({_listed(wanted)})"
         if met is not None:
             return Verdict(demand, True, f"met by message {met}", met)
         made = [n for n, m in enumerate(episode.messages) if m.call and m.call.name == goal.name]
@@ -135,34 +135,41 @@ class ToolWOZ:
         if not differences:
             error = episode.messages[made[-1] + 1].content
             return Verdict(demand, False, f"closest: message {made[-1]}. {error}", made[-1])
-        closest, number = min(differences, key=lambda found: (len(found[0]), -found[1]))
-        why = "; ".join(closest) or _refusal(goal, episode.messages[number + 1].content)
+        (_, how), number = min(differences, key=lambda found: (found[0][0], -found[1]))
+        why = how or _refusal(goal, episode.messages[number + 1].content)
         return Verdict(demand, False, f"closest: message {number}, {why}", number)
 
 
-def _differences(wanted: Mapping[str, str], made: Mapping[str, Any], *, typed: bool) -> list[str]:
+def _differences(
+    wanted: Mapping[str, str], made: Mapping[str, Any], *, typed: bool
+) -> tuple[int, str]:
     """Say how the arguments of a call differ from those that were wanted.
 
     Args:
         wanted: The goal's arguments that ask for something.
         made: The call's arguments.
         typed: Whether a number differs from the text of the same digits.
+
+    Returns:
+        How many arguments differ, and how, in words.
     """
     asked = {name: value for name, value in made.items() if value not in (None, *EMPTY)}
-    lacking = [f"without {n}={value}" for n, value in wanted.items() if n not in asked]
-    other = [
-        f"{n} is {asked[n]}, not {value}"
-        for n, value in wanted.items()
-        if n in asked and plain(asked[n]) != plain(value)
-    ]
-    if typed:
-        other += [
-            f"{n} is a number, not text"
-            for n in wanted
-            if n in asked and not isinstance(asked[n], str)
-        ]
-    extra = [f"with {n}={value} besides" for n, value in asked.items() if n not in wanted]
-    return [*lacking, *other, *extra]
+    lacking = {name: value for name, value in wanted.items() if name not in asked}
+    extra = {name: value for name, value in asked.items() if name not in wanted}
+    other = []
+    for name in wanted.keys() & asked.keys():
+        if plain(asked[name]) != plain(wanted[name]):
+            other.append(f"{name} is {asked[name]}, not {wanted[name]}")
+        elif typed and not isinstance(asked[name], str):
+            other.append(f"{name} is a number, not a text")
+    words = [f"without {_listed(lacking)}"] if lacking else []
+    words += sorted(other)
+    words += [f"with {_listed(extra)} besides"] if extra else []
+    return len(lacking) + len(other) + len(extra), "; ".join(words)
+
+
+def _listed(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in arguments.items())
 
 
 def _refusal(goal: ToolCall, answer: str) -> str:

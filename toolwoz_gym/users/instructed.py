@@ -49,7 +49,7 @@ class InstructedUser:
 _CONFIRMATION = re.compile(
     r"\(yes|yes/no|yes or no|\byes\b[^.?!]{0,60}\bto (confirm|proceed)"
     r"|\bconfirm\b[^.?]{0,120}[?.]|\bproceed\b[^.?]{0,120}\?"
-    r"|\b(shall|should|may|can) i (go|cancel|book|change|modify|exchange|return|update|do)\b"
+    r"|\b(shall|should|may|can) i (go|cancel|book|change|modify|exchange|return|update)\b"
     r"|\b(would you like|do you want) me to\b|\bis (that|this) (ok|okay|correct|right|all right)\b",
     re.IGNORECASE,
 )
