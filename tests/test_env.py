@@ -446,29 +446,6 @@ def test_a_replayed_customer_that_runs_dry_is_at_fault() -> None:
 # --- vectors of environments -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mode", "options"), [("sync", None), ("async", {"shared_memory": False})])
-def test_vectors(mode: str, options: dict[str, Any] | None) -> None:
-    envs = gym.make_vec(
-        "ToolWOZ-v0",
-        num_envs=2,
-        vectorization_mode=mode,
-        vector_kwargs=options,
-        world="builtin:domains=1,tasks=10",
-        max_steps=2,
-    )
-    single = [make_env("ToolWOZ-v0", world="builtin:domains=1,tasks=10") for _ in range(2)]
-    observations, infos = envs.reset(seed=3)
-    assert observations == tuple(env.reset(seed=3 + i)[0] for i, env in enumerate(single))
-    assert list(infos["goals_total"]) == [len(env.snapshot().task.goals) for env in single]
-    observations, rewards, terminated, truncated, infos = envs.step(("Hello?", ACTIONS[7]))
-    assert observations == (single[0].step("Hello?")[0], single[1].step(ACTIONS[7])[0])
-    assert rewards.tolist() == [0.0, 0.0] and not terminated.any() and not truncated.any()
-    *_, truncated, infos = envs.step(("{", "{"))
-    assert truncated.all() and list(infos["outcome"]) == ["truncated", "truncated"]
-    envs.step(("begins anew", "begins anew"))
-    envs.close()
-
-
 # --- rendering -------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -475,6 +476,11 @@ def test_no_real_task_can_be_gamed(multiwoz_v1: ToolWOZ, name: str) -> None:
     dialogue = Dialogue(multiwoz_v1, ScriptedUser(), max_steps=45)
     for task in multiwoz_v1.tasks("val"):
         assert play(dialogue, CONTROLS[name], task, seed=0).reward == 0.0, task.id
+
+
+def test_the_list_of_repairs(multiwoz_folder: Path) -> None:
+    listed = Path(__file__).resolve().parents[1] / "docs" / "repairs-val.jsonl"
+    assert (multiwoz_folder / "repairs.jsonl").read_bytes() == listed.read_bytes()
 
 
 def test_real_tasks_are_kept_repaired_or_dropped(multiwoz: ToolWOZ, multiwoz_v1: ToolWOZ) -> None:

@@ -11,18 +11,31 @@ import gymnasium as gym
 
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.env import DialogueEnv
+from toolwoz_gym.tau_bench.data import load_tau_bench
+from toolwoz_gym.tau_bench.domain import Scoring, TauBench
 from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
 from toolwoz_gym.types import UsageError, UserSimulator
-from toolwoz_gym.users.replay import ReplayUser
-from toolwoz_gym.users.scripted import ScriptedUser
+from toolwoz_gym.users import make_user
+from toolwoz_gym.users.instructed import InstructedUser
 
 __version__ = "0.1.0"
 
-__all__ = ["Dialogue", "DialogueEnv", "UsageError", "load_world", "make_env", "make_toolwoz"]
+__all__ = [
+    "Dialogue",
+    "DialogueEnv",
+    "UsageError",
+    "load_world",
+    "make_env",
+    "make_tau_bench",
+    "make_toolwoz",
+]
 
 MAX_STEPS = 45
 """ToolWOZ's limit on assistant messages: 15 agent turns of at most 3 model outputs."""
+
+TAU_MAX_STEPS = 30
+"""τ-bench's limit on assistant messages."""
 
 
 def make_toolwoz(
@@ -41,8 +54,10 @@ def make_toolwoz(
             docs/toolwoz.md. ``gym.make`` takes it from the id.
         world: See :func:`load_world`.
         split: ``train``, ``val`` or ``test``; for MultiWOZ also ``test450``.
-        user: The customer: ``"scripted"``, any :class:`~toolwoz_gym.types.UserSimulator`, or a list
-            of utterances that are said in order, the first of them as the opening.
+        user: The customer: ``"scripted"``, with noise if wanted (``"scripted:noise=0.3"``, from 0
+            to 1); ``"replay"``, which says what a person said when the task's dialogue was recorded
+            (MultiWOZ only); any :class:`~toolwoz_gym.types.UserSimulator`; or a list of utterances
+            that are said in order, the first of them as the opening.
         max_steps: The dialogue is cut off after so many assistant messages.
         render_mode: None, ``"ansi"`` or ``"human"``.
 
@@ -54,8 +69,44 @@ def make_toolwoz(
     domain = load_world(world, version) if isinstance(world, str) else world
     if domain.version != version:
         raise UsageError(f"the world answers as ToolWOZ-v{domain.version}, not as v{version}")
-    dialogue = Dialogue(domain, _make_user(user), max_steps)
+    dialogue = Dialogue(domain, make_user(user), max_steps)
     return DialogueEnv(dialogue, split=split, render_mode=render_mode)
+
+
+def make_tau_bench(
+    *,
+    domain: str | TauBench = "retail",
+    world: str | TauBench | None = None,
+    split: str = "test",
+    user: str | UserSimulator | Sequence[str] = "scripted",
+    scoring: Scoring = "upstream",
+    max_steps: int = TAU_MAX_STEPS,
+    render_mode: str | None = None,
+) -> DialogueEnv:
+    """Make a τ-bench environment: what ``gym.make("TauBench-v0", ...)`` calls.
+
+    Args:
+        domain: ``"retail"`` or ``"airline"``, which must have been prepared.
+        world: The same by the name that other environments, and command lines, have for it; None
+            goes by ``domain``.
+        split: ``train``, ``dev`` or ``test`` for retail, ``test`` for airline.
+        user: The customer: see :func:`make_toolwoz`; ``"scripted"`` is the one that tells the
+            task's instruction (:class:`~toolwoz_gym.users.instructed.InstructedUser`).
+        scoring: See :data:`~toolwoz_gym.tau_bench.domain.Scoring`.
+        max_steps: The dialogue is cut off, and scores 0, after so many assistant messages.
+        render_mode: None, ``"ansi"`` or ``"human"``.
+
+    Raises:
+        UsageError: There is no such domain, split, rule or customer, or its data is missing.
+    """
+    if max_steps < 1:
+        raise UsageError(f"max_steps is {max_steps}: it must be at least 1")
+    chosen = domain if world is None else world
+    desk = load_tau_bench(chosen, scoring) if isinstance(chosen, str) else chosen
+    if desk.scoring != scoring:
+        raise UsageError(f"the domain scores by the rule {desk.scoring!r}, not {scoring!r}")
+    customer = InstructedUser(desk.end_marker) if user == "scripted" else make_user(user)
+    return DialogueEnv(Dialogue(desk, customer, max_steps), split=split, render_mode=render_mode)
 
 
 def make_env(env_id: str, **arguments: Any) -> DialogueEnv:
@@ -64,7 +115,7 @@ def make_env(env_id: str, **arguments: Any) -> DialogueEnv:
     Raises:
         UsageError: There is no such environment, or its arguments are wrong.
     """
-    ours = [name for name, spec in gym.registry.items() if spec.entry_point == _ENTRY_POINT]
+    ours = [name for name, spec in gym.registry.items() if spec.entry_point in _ENTRY_POINTS]
     if env_id not in ours:
         raise UsageError(f"no environment {env_id!r}: choose {' or '.join(ours)}")
     # By its spec: v0 is no outdated v1, of which gym.make would warn.
@@ -105,15 +156,10 @@ def _announce(name: str) -> None:
     logging.getLogger(__name__).warning("world='auto' stands for %r here", name)
 
 
-def _make_user(user: str | UserSimulator | Sequence[str]) -> UserSimulator:
-    if isinstance(user, str):
-        if user != "scripted":
-            raise UsageError(f"no customer {user!r}: choose scripted, or hand over a UserSimulator")
-        return ScriptedUser()
-    return ReplayUser(tuple(user)) if isinstance(user, Sequence) else user
-
-
-_ENTRY_POINT = "toolwoz_gym:make_toolwoz"
+_ENTRY_POINTS = ("toolwoz_gym:make_toolwoz", "toolwoz_gym:make_tau_bench")
 
 for _version in (0, 1):
-    gym.register(id=f"ToolWOZ-v{_version}", entry_point=_ENTRY_POINT, kwargs={"version": _version})
+    gym.register(
+        id=f"ToolWOZ-v{_version}", entry_point=_ENTRY_POINTS[0], kwargs={"version": _version}
+    )
+gym.register(id="TauBench-v0", entry_point=_ENTRY_POINTS[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import SystemRandom
@@ -88,19 +88,23 @@ def _add_prepare(data: argparse.ArgumentParser) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    left_out: Mapping[str, int] = {}
-    if options.what == "multiwoz":
-        folder = multiwoz_folder()
-        prepared = prepare_multiwoz(folder, options.source)
-        tasks, left_out = prepared.tasks, prepared.left_out
-    else:
+    if options.what == "tau_bench":
         folder = tau_bench_folder()
         tasks = prepare_tau_bench(folder, options.source)
-    print(f"prepared {options.what} in {folder}")
-    for split, count in tasks.items():
-        print(f"  {split}: {count} tasks")
-    for reason, count in left_out.items():
+        print(f"prepared tau_bench in {folder}")
+        for split, count in tasks.items():
+            print(f"  {split}: {count} tasks")
+        return
+    folder = multiwoz_folder()
+    prepared = prepare_multiwoz(folder, options.source)
+    print(f"prepared multiwoz in {folder}")
+    for split, count in prepared.tasks.items():
+        print(f"  {split}: {count} tasks, of which ToolWOZ-v1 has {prepared.kept.get(split, 0)}")
+    for reason, count in prepared.left_out.items():
         print(f"  left out: {count} dialogues ({reason})")
+    for verb, counts in (("repaired", prepared.repaired), ("dropped", prepared.dropped)):
+        for reason, count in counts.items():
+            print(f"  {verb} in v1: {count} tasks ({reason})")
 
 
 def _add_play(parser: argparse.ArgumentParser) -> None:

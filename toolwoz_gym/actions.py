@@ -37,7 +37,7 @@ def parse_action(text: str) -> Message:
     if not text.lstrip().startswith("{"):
         return Message("assistant", text.strip())
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = _DECODER.decode(text)
     except RecursionError:
         return _mistake(text, "the JSON is nested too deeply")
     except ValueError as error:
@@ -75,6 +75,9 @@ def _finite(text: str) -> float:
     if math.isinf(value):  # 1e400: it could be read, but never be written again
         raise ValueError("a number is too large")
     return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _depth(value: Any) -> int:

@@ -12,7 +12,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from hashlib import sha1
@@ -27,6 +27,12 @@ from toolwoz_gym.types import UsageError
 
 MAX_ARCHIVE = 256 << 20
 """Largest archive and largest download, in bytes."""
+
+MAX_MEMBERS = 10_000
+"""Most files in an archive."""
+
+MAX_COPIES = 8
+"""Most files of one name that are looked at."""
 
 _CHUNK = 1 << 18
 
@@ -56,6 +62,12 @@ def git_blob_id(data: bytes | bytearray) -> str:
     return sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def shown(name: str) -> str:
+    """Return a name that somebody else chose, safe to show: one short line without codes."""
+    text = name if name.isprintable() else ascii(name)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 class Source:
     """Files to read data from: those of a folder or an archive, by path."""
 
@@ -71,8 +83,15 @@ class Source:
         self._files = files
 
     def named(self, pattern: str) -> list[str]:
-        """Return the paths whose last part matches a shell pattern, sorted."""
-        return sorted(p for p in self._files if fnmatchcase(PurePosixPath(p).name, pattern))
+        """Return the paths whose last part matches a shell pattern, sorted.
+
+        Raises:
+            UsageError: There are so many that somebody wants them all to be read.
+        """
+        paths = sorted(p for p in self._files if fnmatchcase(PurePosixPath(p).name, pattern))
+        if len(paths) > MAX_COPIES:
+            raise UsageError(f"{self.name} has too many files {pattern}: {len(paths)}")
+        return paths
 
     def read(self, path: str, limit: int) -> bytes:
         """Return the content of a file.
@@ -83,9 +102,11 @@ class Source:
         try:
             data = self._files[path](limit)
         except _DAMAGE as error:
-            raise UsageError(f"cannot read {path} in {self.name}: {_reason(error)}") from None
+            where = f"{shown(path)} in {self.name}"
+            raise UsageError(f"cannot read {where}: {_reason(error)}") from None
         if len(data) > limit:
-            raise UsageError(f"{path} in {self.name} is too large: more than {limit:,} bytes")
+            where = f"{shown(path)} in {self.name}"
+            raise UsageError(f"{where} is too large: more than {limit:,} bytes")
         return data
 
     def within(self, outer: Source) -> Source:
@@ -118,6 +139,9 @@ def open_archive(name: str, data: bytes) -> Source:
     """
     if len(data) > MAX_ARCHIVE:
         raise UsageError(f"{name} is too large: more than {MAX_ARCHIVE:,} bytes")
+    # Before the directory is read, which takes twenty times its size: its entries begin like this.
+    if data.count(b"PK\x01\x02") > MAX_MEMBERS:
+        raise UsageError(f"{name} has too many files: more than {MAX_MEMBERS:,}")
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except _DAMAGE as error:
@@ -168,14 +192,13 @@ def replacing(folder: Path) -> Iterator[Path]:
             new, old = Path(temporary, "new"), Path(temporary, "old")
             new.mkdir()
             yield new
-            if folder.exists():
-                folder.rename(old)
             try:
+                if folder.exists():
+                    folder.rename(old)
                 new.rename(folder)
-            except OSError:
-                with suppress(OSError):
+            finally:
+                if old.exists() and not folder.exists():
                     old.rename(folder)
-                raise
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {_reason(error)}") from None
 

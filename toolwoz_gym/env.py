@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from collections.abc import Sequence
 from typing import Any, Self, SupportsFloat
@@ -17,6 +18,9 @@ from toolwoz_gym.types import Episode, Task, UsageError
 
 MAX_OBSERVATION = 1 << 20
 """Longest observation, in characters."""
+
+MAX_SEED_BITS = 4096
+"""Python writes no number in decimal that is much longer, and a seed is hashed as it is written."""
 
 
 class DialogueEnv(gym.Env[str, str]):
@@ -103,8 +107,14 @@ class DialogueEnv(gym.Env[str, str]):
             The customer's opening, and the info.
 
         Raises:
-            UsageError: The split has no such task.
+            UsageError: The split has no such task, or there is no such option.
         """
+        if options is not None and not (
+            isinstance(options, dict) and options.keys() <= {"task_id"}
+        ):
+            raise UsageError("reset has the one option task_id: options={'task_id': ...}")
+        if isinstance(seed, int) and seed.bit_length() > MAX_SEED_BITS:
+            raise UsageError(f"the seed has more than {MAX_SEED_BITS} bits")
         super().reset(seed=seed)
         if seed is None and self._episode is not None:
             seed = derive(self._episode.seed, "next")
@@ -198,10 +208,13 @@ def find_task(tasks: Sequence[Task], task_id: str | int) -> Task:
     """
     if isinstance(task_id, (int, np.integer)):
         if 0 <= task_id < len(tasks):
-            return tasks[task_id]
-        raise UsageError(f"no task number {task_id}: the split has {len(tasks)} tasks")
+            return tasks[int(task_id)]
+        raise UsageError(f"no task has that number: the split has {len(tasks)}, from 0 on")
+    if not isinstance(task_id, str):
+        raise UsageError(f"no task of type {type(task_id).__name__}: name its id or its position")
     by_id = getattr(tasks, "by_id", None)
-    task = by_id(str(task_id)) if by_id else next((t for t in tasks if t.id == task_id), None)
+    task = by_id(task_id) if by_id else next((t for t in tasks if t.id == task_id), None)
     if task is None:
-        raise UsageError(f"no task {task_id!r} in the split: its ids look like {tasks[0].id!r}")
+        shown = reprlib.repr(task_id)
+        raise UsageError(f"no task {shown} in the split: its ids look like {tasks[0].id!r}")
     return task

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import string
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+from gymnasium.error import CustomSpaceError
 from gymnasium.spaces import Text
+from gymnasium.vector.utils import create_shared_memory
 
 
 class UnicodeText(Text):
@@ -28,3 +30,9 @@ class UnicodeText(Text):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, UnicodeText) and self.max_length == other.max_length
+
+
+@create_shared_memory.register(UnicodeText)
+def _refuse_shared_memory(space: UnicodeText, n: int = 1, ctx: Any = None) -> NoReturn:
+    # Gymnasium would share the numbers of the characters in its alphabet, and read zeros.
+    raise CustomSpaceError("texts of any alphabet cannot be shared: use shared_memory=False")

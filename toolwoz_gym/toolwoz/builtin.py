@@ -129,7 +129,7 @@ def load_builtin(options: CityOptions = CityOptions(), version: int = 0) -> Tool
     sample = [task_to_json(tasks[split][i]) for split, n in sizes.items() for i in range(min(3, n))]
     recipe = {f.name: getattr(options, f.name) for f in fields(options)}
     digest = sha256(json.dumps([recipe, rows, sample]).encode()).hexdigest()
-    return VERSIONS[version]("builtin", tables, tasks, fingerprint=digest)
+    return VERSIONS[version]("builtin", tables, tasks, fingerprint=f"{digest}-v{version}")
 
 
 def make_tables(seed: int) -> dict[str, list[Row]]:
@@ -175,7 +175,7 @@ class CityTasks(Sequence[ToolWOZTask]):
     def by_id(self, task_id: str) -> ToolWOZTask | None:
         """Return the task with an id, or None."""
         head, _, number = task_id.rpartition("-")
-        if not number.isdecimal() or int(number) >= self._size:
+        if not number.isdecimal() or len(number) > 18 or int(number) >= self._size:
             return None
         task = self._make(int(number))
         return task if task.id == task_id else None

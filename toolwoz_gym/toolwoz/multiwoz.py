@@ -1,16 +1,19 @@
 """MultiWOZ 2.1 as a ToolWOZ world: read where it is published, converted once, loaded when played.
 
 Prepared data is a folder of ``tables.json``, one ``tasks-<split>.jsonl`` per split, and
-``meta.json``, which says where they came from and holds their digest.
+``meta.json``, which says where they came from and holds their digests. For people there are
+``repairs.jsonl``, the tasks that ToolWOZ-v1 repairs or drops, and a ``README.md`` by which
+``datasets.load_dataset`` reads the folder.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from codecs import utf_8_decode
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -25,12 +28,14 @@ from toolwoz_gym.data import (
     open_archive,
     open_source,
     replacing,
+    shown,
 )
 from toolwoz_gym.toolwoz import VERSIONS, ToolWOZ
 from toolwoz_gym.toolwoz.goals import EMPTY, derive_wishes
+from toolwoz_gym.toolwoz.repair import Repair, repair
 from toolwoz_gym.toolwoz.tables import Tables
-from toolwoz_gym.toolwoz.task import ToolWOZTask, make_task, task_from_json, task_to_json
-from toolwoz_gym.toolwoz.tools import DOMAINS, KEYS
+from toolwoz_gym.toolwoz.task import ToolWOZTask, Wish, make_task, open_tasks, task_to_line
+from toolwoz_gym.toolwoz.tools import DOMAINS, KEYS, PARAMETERS
 from toolwoz_gym.types import UsageError
 
 COMMIT = "fe0c8e65cfcd8462bd33c86e35f21addc84ca82b"
@@ -55,8 +60,31 @@ PREPARE = "python -m toolwoz_gym data prepare multiwoz"
 
 _OTHER_DOMAINS = ("taxi", "police", "hospital")
 
-_MAX_DIALOGUES = 1 << 30
+# Bounds on what a source may hold, well above what MultiWOZ 2.1 does: bytes of data.json, of one
+# dialogue in it, the number of dialogues, bytes of their tasks, and bytes of any other file.
+_MAX_DIALOGUES = 768 << 20
+_MAX_DIALOGUE = 1 << 19
+_MAX_NUMBER = 100_000
+_MAX_TASKS = 128 << 20
 _MAX_OTHERS = 16 << 20
+
+_USUAL_DIALOGUE = 1 << 17
+"""Few dialogues have more bytes."""
+
+_DECODER = json.JSONDecoder()
+_MARK = re.compile(rb"[ \t\r\n]{,1000}([{}:,])[ \t\r\n]{,1000}")
+
+_ABOUT = """# ToolWOZ: tasks from MultiWOZ 2.1
+
+Made by `python -m toolwoz_gym data prepare multiwoz`, which makes the folder anew. Read it with
+`datasets.load_dataset` and the name of this folder. MultiWOZ is by Budzianowski et al. (2018) and
+Eric et al. (2019), under the MIT licence: github.com/budzianowski/multiwoz.
+
+A line is a task: the customer's `instruction` in English, the `turns` that a person said as this
+customer, and the `wishes` behind them as ToolWOZ-v0 plays them. `repaired` has the wishes that
+ToolWOZ-v1 plays instead: null where they are the same, empty where it drops the task. `reasons`
+says why.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +93,14 @@ class Prepared:
 
     tasks: Mapping[str, int]
     """Number of tasks in each split that has any."""
+    kept: Mapping[str, int]
+    """Number of them that ToolWOZ-v1 plays."""
     left_out: Mapping[str, int]
     """Number of dialogues that are no task, by reason."""
+    repaired: Mapping[str, int]
+    """Number of tasks that ToolWOZ-v1 repairs, by reason; a task can have several."""
+    dropped: Mapping[str, int]
+    """Number of tasks that ToolWOZ-v1 drops, by reason; a task can have several."""
 
 
 def multiwoz_folder() -> Path:
@@ -89,27 +123,33 @@ def prepare_multiwoz(folder: Path, source: Path | None = None) -> Prepared:
     files = _unpacked(_download() if source is None else open_source(source))
     databases = {domain: _database(files, domain) for domain in DOMAINS}
     tables = {domain: _json(data, f"{domain}_db.json") for domain, data in databases.items()}
-    dialogues = _only(files, "data.json", _MAX_DIALOGUES)
+    lists, dialogues = _lists(files), _only(files, "data.json", _MAX_DIALOGUES)
     left_out: Counter[str] = Counter()
-    tasks = list(_tasks(_json(dialogues, "data.json"), _lists(files), Tables(tables), left_out))
-    splits = {split: [task for task in tasks if task.split == split] for split in SPLITS[:3]}
-    splits["test450"] = _first_450(splits["test"])
-    prepared = Prepared({s: len(found) for s, found in splits.items() if found}, dict(left_out))
-    if not prepared.tasks:
+    splits = _by_split(_entries(dialogues, lists, Tables(tables), left_out))
+    mended = [e for split in SPLITS[:3] for e in splits.get(split, ()) if e.action]
+    if not splits:
         raise UsageError(f"{files.name} has no dialogue that makes a task")
+    contents = {"tables.json": _dump(tables)}
+    for split, found in splits.items():
+        contents[_tasks_name(split)] = b"".join(entry.line() for entry in found)
+    prepared = Prepared(
+        tasks={split: len(found) for split, found in splits.items()},
+        kept={split: sum(e.action != "dropped" for e in found) for split, found in splits.items()},
+        left_out=dict(sorted(left_out.items())),
+        repaired=_reasons(mended, "repaired"),
+        dropped=_reasons(mended, "dropped"),
+    )
+    blobs = {f"{domain}_db.json": git_blob_id(data) for domain, data in databases.items()}
+    meta = {
+        "source": {"commit": COMMIT, "blobs": {"data.json": git_blob_id(dialogues), **blobs}},
+        **{field.name: getattr(prepared, field.name) for field in fields(prepared)},
+        "files": {name: sha256(data).hexdigest() for name, data in contents.items()},
+    }
+    contents["repairs.jsonl"] = b"".join(_dump(entry.record()) for entry in mended)
+    contents["README.md"] = _card(splits)
+    contents["meta.json"] = _dump(meta)
     with replacing(folder) as new:
-        contents = {"tables.json": _dump(tables)}
-        for split in prepared.tasks:
-            lines = b"".join(_dump(task_to_json(task)) for task in splits[split])
-            contents[f"tasks-{split}.jsonl"] = lines
-        blobs = {f"{domain}_db.json": git_blob_id(data) for domain, data in databases.items()}
-        meta = {
-            "source": {"commit": COMMIT, "blobs": {"data.json": git_blob_id(dialogues), **blobs}},
-            "tasks": prepared.tasks,
-            "left_out": prepared.left_out,
-            "fingerprint": _fingerprint(contents),
-        }
-        for name, data in {**contents, "meta.json": _dump(meta)}.items():
+        for name, data in contents.items():
             (new / name).write_bytes(data)
     return prepared
 
@@ -131,37 +171,52 @@ def load_multiwoz(version: int = 0) -> ToolWOZ:
 def read_multiwoz(folder: Path, version: int = 0) -> ToolWOZ:
     """Return the world that :func:`prepare_multiwoz` put into a folder.
 
-    Environments of one process share what was read last.
+    Environments of one process share what was read last; all processes share the files of tasks,
+    also when the folder is prepared anew meanwhile: they go on with the one they have read.
 
     Raises:
         UsageError: The folder holds no prepared data, or its files are damaged.
     """
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
-        return _read(folder, meta["fingerprint"], tuple(meta["tasks"]), version)
+        return _read(folder.absolute(), tuple(meta["files"].items()), version)
     except FileNotFoundError:
         raise UsageError(f"MultiWOZ is not prepared in {folder}: run {PREPARE}") from None
     except OSError as error:
         raise UsageError(f"cannot read {folder}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(f"the data in {folder} is damaged: run {PREPARE}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(
+            f"the data in {folder} is damaged, or another version's: run {PREPARE}"
+        ) from None
 
 
 @lru_cache(maxsize=2)
-def _read(folder: Path, fingerprint: str, splits: tuple[str, ...], version: int) -> ToolWOZ:
-    names = ["tables.json", *(f"tasks-{split}.jsonl" for split in splits)]
-    contents = {name: (folder / name).read_bytes() for name in names}
-    if _fingerprint(contents) != fingerprint:
-        raise ValueError("the files are not those that were written")
-    tables = Tables(json.loads(contents["tables.json"]))
+def _read(folder: Path, files: tuple[tuple[str, str], ...], version: int) -> ToolWOZ:
+    digests = dict(files)
+    tables = _tables(folder / "tables.json", digests["tables.json"])
     tasks = {
-        split: tuple(
-            task_from_json(json.loads(line))
-            for line in contents[f"tasks-{split}.jsonl"].splitlines()
-        )
-        for split in splits
+        split: open_tasks(folder / name, digests[name], version)
+        for split in SPLITS
+        if (name := _tasks_name(split)) in digests
     }
-    return VERSIONS[version]("multiwoz", tables, tasks, fingerprint)
+    return VERSIONS[version](
+        "multiwoz",
+        tables,
+        {split: found for split, found in tasks.items() if found},
+        f"{sha256(_dump(sorted(files))).hexdigest()}-v{version}",
+    )
+
+
+@lru_cache(maxsize=2)
+def _tables(path: Path, digest: str) -> Tables:
+    content = path.read_bytes()
+    if sha256(content).hexdigest() != digest:
+        raise ValueError(f"{path} is not the file that was written")
+    return Tables(json.loads(content))
+
+
+def _tasks_name(split: str) -> str:
+    return f"tasks-{split}.jsonl"
 
 
 def booked_items(log: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
@@ -208,13 +263,13 @@ def _only(source: Source, pattern: str, limit: int) -> bytes:
     paths = source.named(pattern)
     if not paths:
         raise UsageError(f"{source.name} has no {pattern}: it is not MultiWOZ 2.1")
-    contents = {source.read(path, limit) for path in paths}
-    if len(contents) > 1:
+    content = source.read(paths[0], limit)
+    if any(source.read(path, limit) != content for path in paths[1:]):
         raise UsageError(
-            f"{source.name} has different files {pattern} ({', '.join(paths[:3])}): "
+            f"{source.name} has different files {pattern} ({', '.join(map(shown, paths[:3]))}): "
             "name the folder or archive of MultiWOZ 2.1 itself"
         )
-    return contents.pop()
+    return content
 
 
 def _database(source: Source, domain: str) -> bytes:
@@ -229,9 +284,8 @@ def _database(source: Source, domain: str) -> bytes:
         blobs.append(git_blob_id(data))
         if blobs[-1] == wanted:
             return data
-    raise UsageError(
-        f"{paths[0]} in {source.name} is not the pinned one: git blob {blobs[0]}, not {wanted}"
-    )
+    where = f"{shown(paths[0])} in {source.name}"
+    raise UsageError(f"{where} is not the pinned one: git blob {blobs[0]}, not {wanted}")
 
 
 def _lists(source: Source) -> dict[str, str]:
@@ -247,27 +301,126 @@ def _id(name: str) -> str:
     return name if name.endswith(".json") else f"{name}.json"
 
 
-def _tasks(
-    dialogues: Any, splits: Mapping[str, str], tables: Tables, left_out: Counter[str]
-) -> Iterator[ToolWOZTask]:
-    """Yield the task of each dialogue, sorted by id, and count those that make none."""
-    if not isinstance(dialogues, dict):
-        raise UsageError("data.json is not in MultiWOZ's shape: it must be an object")
-    for name, dialogue in sorted(dialogues.items(), key=lambda item: _id(item[0])):
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A task and what ToolWOZ-v1 makes of it."""
+
+    task: ToolWOZTask
+    repair: Repair
+
+    @property
+    def action(self) -> str | None:
+        """What v1 does to the task, if anything."""
+        if self.repair.wishes is None:
+            return "dropped"
+        return None if self.repair.wishes == self.task.wishes else "repaired"
+
+    @property
+    def repaired(self) -> tuple[Wish, ...] | None:
+        """The wishes that v1 plays: None where they are the task's own, () where it is dropped."""
+        return (self.repair.wishes or ()) if self.action else None
+
+    def line(self) -> bytes:
+        """Return what the file of tasks says of the task."""
+        return task_to_line(self.task, self.repaired, self.repair.reasons)
+
+    def record(self) -> dict[str, Any]:
+        """Return what the list of repairs says of the task."""
+        return {
+            "id": self.task.id,
+            "split": self.task.split,
+            "action": self.action,
+            "reasons": self.repair.reasons,
+        }
+
+
+def _reasons(entries: Sequence[_Entry], action: str) -> dict[str, int]:
+    reasons = (reason for e in entries if e.action == action for reason in e.repair.reasons)
+    return dict(Counter(reasons).most_common())
+
+
+def _entries(
+    data: bytes, splits: Mapping[str, str], tables: Tables, left_out: Counter[str]
+) -> Iterator[_Entry]:
+    """Yield the task of each dialogue, and count the dialogues that make none."""
+    seen: set[str] = set()
+    size = 0
+    for name, dialogue in _members(data):
         id = _id(name)
+        if id in seen:
+            raise UsageError(f"data.json is not MultiWOZ's: it has {shown(id)} twice")
+        seen.add(id)
         try:
-            goal = dialogue["goal"]
-            if any(goal.get(domain) for domain in _OTHER_DOMAINS):
-                left_out["wants a taxi, the police or a hospital"] += 1
-                continue
-            wishes = derive_wishes(goal, booked_items(dialogue["log"]), tables)
-            task = make_task(id, splits.get(id, "train"), _instruction(goal["message"]), wishes)
-        except (AttributeError, KeyError, TypeError, IndexError):
-            raise UsageError(f"data.json is not in MultiWOZ's shape: see dialogue {name}") from None
-        if not task.goals:
-            left_out["has no goal call"] += 1
+            entry = _entry(id, splits.get(id, "train"), dialogue, tables)
+        except (AttributeError, KeyError, TypeError, IndexError, RecursionError):
+            raise UsageError(
+                f"data.json is not in MultiWOZ's shape: see dialogue {shown(name)}"
+            ) from None
+        if isinstance(entry, str):
+            left_out[entry] += 1
         else:
-            yield task
+            size += len(entry.line())
+            yield entry
+        if len(seen) > _MAX_NUMBER or size > _MAX_TASKS:
+            raise UsageError("data.json is not MultiWOZ's: it has too much in it")
+
+
+def _entry(id: str, split: str, dialogue: Mapping[str, Any], tables: Tables) -> _Entry | str:
+    """Return the task of a dialogue, or why it makes none."""
+    goal, log = dialogue["goal"], dialogue["log"]
+    if any(goal.get(domain) for domain in _OTHER_DOMAINS):
+        return "wants a taxi, the police or a hospital"
+    wishes = derive_wishes(goal, booked_items(log), tables)
+    if not all(isinstance(name, str) for wish in wishes for name in wish.requests):
+        raise TypeError("what the customer is to find out must be text")
+    turns = tuple(turn["text"].strip() for turn in log[::2])  # the customer has the first word
+    task = make_task(id, split, _instruction(goal["message"]), wishes, turns)
+    return _Entry(task, repair(wishes, log, tables)) if task.goals else "has no goal call"
+
+
+def _members(data: bytes) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values of a JSON object, with no more than one of them decoded.
+
+    Decoded, JSON can take thirty times its size.
+    """
+    mark, position = _mark(data, 0, b"{")
+    if data.startswith(b"}", position):
+        mark, position = _mark(data, position, b"}")
+    while mark != b"}":
+        name, position = _value(data, position)
+        _, position = _mark(data, position, b":")
+        value, position = _value(data, position)
+        yield str(name), value
+        mark, position = _mark(data, position, b",}")
+    if position < len(data):
+        raise _not_json(position, "it goes on after its end")
+
+
+def _mark(data: bytes, position: int, wanted: bytes) -> tuple[bytes, int]:
+    """Return which of the marks that may stand here does, and where what follows it begins."""
+    match = _MARK.match(data, position)
+    if match is None or match[1] not in wanted:
+        raise _not_json(position, f"there must be {' or '.join(wanted.decode())}")
+    return match[1], match.end()
+
+
+def _value(data: bytes, position: int) -> tuple[Any, int]:
+    """Return the value that begins at a position, and where it ends."""
+    why = ""
+    for size in (_USUAL_DIALOGUE, _MAX_DIALOGUE):
+        try:
+            text, _ = utf_8_decode(data[position : position + size], "strict", False)
+            value, end = _DECODER.raw_decode(text)
+            return value, position + len(text[:end].encode())
+        except json.JSONDecodeError as error:
+            why = error.msg  # its position counts from ours
+        except (ValueError, RecursionError) as error:
+            why = str(error)
+    raise _not_json(position, f"{why}, or a dialogue of more than {_MAX_DIALOGUE:,} bytes")
+
+
+def _not_json(position: int, why: str) -> UsageError:
+    return UsageError(f"data.json is not JSON at byte {position:,}: {why}")
 
 
 def _instruction(message: str | Sequence[str]) -> str:
@@ -275,9 +428,59 @@ def _instruction(message: str | Sequence[str]) -> str:
     return "\n".join(re.sub(r"</?span[^>]*>", "", line).strip() for line in lines)
 
 
-def _first_450(tasks: Sequence[ToolWOZTask]) -> list[ToolWOZTask]:
-    """Return the tasks that the paper reports on; none when the source is only a part."""
-    return [replace(task, split="test450") for task in tasks[:450]] if len(tasks) >= 450 else []
+def _by_split(found: Iterable[_Entry]) -> dict[str, list[_Entry]]:
+    """Return the tasks of each split that has any, sorted by id."""
+    entries = sorted(found, key=lambda entry: entry.task.id)
+    splits = {split: [e for e in entries if e.task.split == split] for split in SPLITS[:3]}
+    if len(splits["test"]) >= 450:  # else it is only a part, and not what the paper reports on
+        first = splits["test"][:450]
+        splits["test450"] = [replace(e, task=replace(e.task, split="test450")) for e in first]
+    return {split: part for split, part in splits.items() if part}
+
+
+def _card(splits: Mapping[str, Sequence[_Entry]]) -> bytes:
+    """Return a data set card: where the splits are, and a schema that all lines fit."""
+    found = {
+        name: None
+        for entries in splits.values()
+        for entry in entries
+        for wish in (*entry.task.wishes, *(entry.repaired or ()))
+        for name in wish.booked or ()
+    }
+    search, book = (
+        [name for tool, names in PARAMETERS.items() if tool.startswith(kind) for name in names]
+        for kind in ("search", "book")
+    )
+    booked = [*KEYS.values(), "reference", *found]
+    wish = [
+        _text("domain"),
+        *(_texts(name, search) for name in ("search", "failing_search")),
+        *(_texts(name, book) for name in ("book", "failing_book")),
+        _texts("booked", booked),
+        {"name": "requests", "list": "string"},
+    ]
+    features = [
+        *map(_text, ("id", "split", "instruction")),
+        {"name": "turns", "list": "string"},
+        {"name": "wishes", "list": wish},
+        {"name": "reasons", "list": "string"},
+        {"name": "repaired", "list": wish},
+    ]
+    files = [{"split": split, "path": _tasks_name(split)} for split in splits]
+    head = {
+        "configs": [{"config_name": "default", "data_files": files}],
+        "dataset_info": {"features": features},
+    }
+    # JSON is YAML too.
+    return f"---\n{json.dumps(head, indent=1)}\n---\n{_ABOUT}".encode()
+
+
+def _text(name: str) -> dict[str, Any]:
+    return {"name": name, "dtype": "string"}
+
+
+def _texts(name: str, names: Iterable[str]) -> dict[str, Any]:
+    return {"name": name, "struct": [_text(part) for part in dict.fromkeys(names)]}
 
 
 def _json(data: bytes, name: str) -> Any:

@@ -151,18 +151,23 @@ def _mend_entity(wish: Wish, log: Log, table: Table) -> _Mended:
     if not booked or booked & fit or not fit:
         return None
     candidates = [table.rows[n] for n in numbers(fit)]
+    said = " ".join(plain(turn["text"]) for turn in log[1::2])[:_MOST_SAID]
     for shows, reason in _SIGNS:
-        shown = [row for row in candidates if shows(row, wish, log, table)]
+        shown = [row for row in candidates if shows(row, wish, said, table)]
         if len(shown) == 1:
             return _with_entity(wish, table, shown[0]), reason
     return None
 
 
-def _is_named(row: Row, wish: Wish, log: Log, table: Table) -> bool:
-    return any(_contains(turn["text"], row[table.key]) for turn in log[1::2])
+_MOST_SAID = 20_000
+"""Characters of the agent's words that are looked at: no person said as much."""
 
 
-def _is_same_train(row: Row, wish: Wish, log: Log, table: Table) -> bool:
+def _is_named(row: Row, wish: Wish, said: str, table: Table) -> bool:
+    return _contains(said, row[table.key])
+
+
+def _is_same_train(row: Row, wish: Wish, said: str, table: Table) -> bool:
     """Whether it is what was booked, but on the day that the goal has."""
     number = first(_booked(wish, table))
     assert number is not None
@@ -171,14 +176,12 @@ def _is_same_train(row: Row, wish: Wish, log: Log, table: Table) -> bool:
     return wish.domain == "train" and all(same)
 
 
-def _has_said_times(row: Row, wish: Wish, log: Log, table: Table) -> bool:
+def _has_said_times(row: Row, wish: Wish, said: str, table: Table) -> bool:
     """Whether the agent spoke of a train at these times."""
-    return wish.domain == "train" and any(
-        _contains(turn["text"], row[column]) for turn in log[1::2] for column in TIMES
-    )
+    return wish.domain == "train" and any(_contains(said, row[column]) for column in TIMES)
 
 
-_SIGNS: tuple[tuple[Callable[[Row, Wish, Log, Table], bool], str], ...] = (
+_SIGNS: tuple[tuple[Callable[[Row, Wish, str, Table], bool], str], ...] = (
     (_is_named, "what was booked does not fit; the dialogue names another one that does"),
     (_is_same_train, "the train booked runs on another day; the same train on the goal's day"),
     (_has_said_times, "the train booked does not fit; the dialogue has the times of one that does"),

@@ -1,12 +1,26 @@
-"""What a ToolWOZ customer wants: one :class:`Wish` per domain, and the goal calls they make."""
+"""What a ToolWOZ customer wants: one :class:`Wish` per domain, and the goal calls they make.
+
+Tasks are kept in files of one JSON object a line, sorted by id: the task as ToolWOZ-v0 plays it,
+and the ``repaired`` wishes where ToolWOZ-v1 has others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from hashlib import sha256
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any, overload
+from weakref import WeakValueDictionary
 
-from toolwoz_gym.types import Task, ToolCall
+import numpy as np
+
+from toolwoz_gym.toolwoz.tools import PARAMETERS
+from toolwoz_gym.types import Task, ToolCall, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +55,182 @@ class Wish:
         return tuple(calls)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class ToolWOZTask(Task):
     """A task made of wishes; ``goals`` are the wishes' goal calls, in order."""
 
     wishes: tuple[Wish, ...] = ()
+    turns: tuple[str, ...] = ()
+    """What a person who played this customer said, turn by turn; empty when nobody has."""
 
 
-def make_task(id: str, split: str, instruction: str, wishes: tuple[Wish, ...]) -> ToolWOZTask:
+def make_task(
+    id: str, split: str, instruction: str, wishes: tuple[Wish, ...], turns: tuple[str, ...] = ()
+) -> ToolWOZTask:
     """Build a task, its goals taken from its wishes."""
     goals = tuple(goal for wish in wishes for goal in wish.goals())
-    return ToolWOZTask(id, split, instruction, goals, wishes)
+    return ToolWOZTask(id, split, instruction, goals, wishes, turns)
 
 
 def task_to_json(task: ToolWOZTask) -> dict[str, Any]:
     """Return a task as JSON data, without the goals, which follow from the wishes."""
-    wishes = [{name: getattr(wish, name) for name in Wish.__slots__} for wish in task.wishes]
+    turns = {"turns": list(task.turns)} if task.turns else {}
     return {
         "id": task.id,
         "split": task.split,
         "instruction": task.instruction,
-        "wishes": [{name: v for name, v in wish.items() if v not in (None, ())} for wish in wishes],
+        **turns,
+        "wishes": _wishes_to_json(task.wishes),
     }
 
 
-def task_from_json(data: Mapping[str, Any]) -> ToolWOZTask:
-    """Return the task that :func:`task_to_json` wrote."""
-    wishes = (Wish(**{**w, "requests": tuple(w.get("requests", ()))}) for w in data["wishes"])
-    return make_task(data["id"], data["split"], data["instruction"], tuple(wishes))
+def task_to_line(
+    task: ToolWOZTask, repaired: Sequence[Wish] | None, reasons: Sequence[str]
+) -> bytes:
+    """Return a task's line in a file of tasks.
+
+    Args:
+        task: As ToolWOZ-v0 plays it.
+        repaired: The wishes that v1 plays: None where they are the task's own, empty where v1 drops
+            the task.
+        reasons: Why v1 repairs or drops it.
+    """
+    mended = None if repaired is None else _wishes_to_json(repaired)
+    # What was repaired comes last: a line's end says whether v1 has the task.
+    record = {**task_to_json(task), "reasons": list(reasons), "repaired": mended}
+    return (json.dumps(record, separators=(",", ":")) + "\n").encode("ascii")
+
+
+def _wishes_to_json(wishes: Sequence[Wish]) -> list[dict[str, Any]]:
+    fields = ({name: getattr(wish, name) for name in Wish.__slots__} for wish in wishes)
+    return [{name: v for name, v in wish.items() if v not in (None, ())} for wish in fields]
+
+
+def task_from_json(data: Mapping[str, Any], version: int = 0) -> ToolWOZTask:
+    """Return the task that :func:`task_to_json` wrote, or that a row of a prepared data set holds.
+
+    Args:
+        data: The task. What a wish lacks may be absent or None.
+        version: 0 takes the ``wishes``, 1 takes what is ``repaired``, if anything is.
+    """
+    repaired = data.get("repaired") if version > 0 else None
+    wishes = tuple(_wish(w) for w in (data["wishes"] if repaired is None else repaired))
+    turns = tuple(data.get("turns") or ())
+    return make_task(data["id"], data["split"], data["instruction"], wishes, turns)
+
+
+def _wish(data: Mapping[str, Any]) -> Wish:
+    domain = data["domain"]
+    booked = data.get("booked")
+    return Wish(
+        domain,
+        search=_parameters(f"search_{domain}", data.get("search")),
+        book=_parameters(f"book_{domain}", data.get("book")),
+        booked=booked and {name: value for name, value in booked.items() if value is not None},
+        failing_search=_parameters(f"search_{domain}", data.get("failing_search")),
+        failing_book=_parameters(f"book_{domain}", data.get("failing_book")),
+        requests=tuple(data.get("requests") or ()),
+    )
+
+
+def _parameters(tool: str, values: Mapping[str, str] | None) -> dict[str, str] | None:
+    # With the names that the tool has: a million tasks then hold no name twice.
+    return None if values is None else {name: values[name] for name in PARAMETERS[tool]}
+
+
+class TaskFile(Sequence[ToolWOZTask]):
+    """The tasks of a file, each decoded when it is asked for.
+
+    The file is mapped into memory, so that the processes of a machine share it. The mapping stays
+    good when the file is deleted or replaced, but not when it is overwritten. A task that is in use
+    is decoded once: all its episodes share it.
+    """
+
+    def __init__(self, path: Path, digest: str, version: int) -> None:
+        """Map a file of tasks; see also :func:`open_tasks`.
+
+        Args:
+            path: The file.
+            digest: SHA-256 of its content.
+            version: For which version of ToolWOZ. For 1 the tasks that it drops are left out.
+
+        Raises:
+            OSError: It cannot be read.
+            ValueError: Its content is another one.
+        """
+        self._opening = path, digest, version
+        self._version = version
+        with path.open("rb") as file:
+            self._data = mmap(file.fileno(), 0, access=ACCESS_READ)
+        if sha256(self._data).hexdigest() != digest:
+            raise ValueError(f"{path} is not the file that was written")
+        ends = np.flatnonzero(np.frombuffer(self._data, np.uint8) == ord("\n")) + 1
+        lines = np.stack((np.append(0, ends[:-1]), ends), axis=1)
+        if version > 0:
+            lines = lines[[self._data[end - len(_DROPPED) : end] != _DROPPED for end in ends]]
+        self._lines = lines
+        self._in_use: WeakValueDictionary[int, ToolWOZTask] = WeakValueDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopen_tasks, self._opening
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __iter__(self) -> Iterator[ToolWOZTask]:
+        return map(self._task, range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> ToolWOZTask: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ToolWOZTask]: ...
+    def __getitem__(self, index: int | slice) -> ToolWOZTask | list[ToolWOZTask]:
+        """Return the task at a position, or those of a slice."""
+        if isinstance(index, slice):
+            return [self._task(i) for i in range(len(self))[index]]
+        return self._task(range(len(self))[index])
+
+    def by_id(self, task_id: str) -> ToolWOZTask | None:
+        """Return the task with an id, or None."""
+        index = bisect_left(range(len(self)), task_id, key=self._id)
+        return self._task(index) if index < len(self) and self._id(index) == task_id else None
+
+    def _task(self, index: int) -> ToolWOZTask:
+        task = self._in_use.get(index)
+        if task is None:
+            task = task_from_json(json.loads(self._line(index)), self._version)
+            self._in_use[index] = task
+        return task
+
+    def _id(self, index: int) -> str:
+        id: str = _DECODER.raw_decode(self._line(index), len('{"id":'))[0]
+        return id
+
+    def _line(self, index: int) -> str:
+        start, end = self._lines[index]
+        return self._data[start:end].decode("ascii")
+
+
+@lru_cache(maxsize=16)
+def open_tasks(path: Path, digest: str, version: int) -> TaskFile:
+    """Return the tasks of a file: a process maps each file once. See :class:`TaskFile`."""
+    return TaskFile(path, digest, version)
+
+
+def reopen_tasks(path: Path, digest: str, version: int) -> TaskFile:
+    """Return tasks that another process sends: they are sent as the name of their file.
+
+    Raises:
+        UsageError: The file is gone, or is another one by now.
+    """
+    try:
+        return open_tasks(path, digest, version)
+    except (OSError, ValueError):
+        raise UsageError(
+            f"the tasks in {path} are no longer those that the environment was made with: "
+            "make it anew"
+        ) from None
+
+
+_DROPPED = b',"repaired":[]}\n'
+_DECODER = json.JSONDecoder()

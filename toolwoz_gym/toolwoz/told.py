@@ -86,7 +86,8 @@ def _features_told(attribute: str, text: str, asked: str) -> set[bool]:
 
 def _prices_told(text: str) -> set[float]:
     """Return the sums of money in a text."""
-    pattern = r"(?:£|gbp)\s?(\d+(?:\.\d+)?)|(\d+(?:\.\d+)?)\s?(?:pounds?\b|gbp\b|£)"
+    amount = r"((?<!\d)\d{1,9}(?:\.\d{1,9})?)"  # bounded: a text of digits is no price to search
+    pattern = rf"(?:£|gbp)\s?{amount}|{amount}\s?(?:pounds?\b|gbp\b|£)"
     told = {float(a or b) for a, b in re.findall(pattern, text)}
     for sentence in re.split(r"[!?\n]|\.(?!\d)", text):
         if re.search(r"\b(price|cost|fee|fare|admission|entrance|ticket)", sentence):
