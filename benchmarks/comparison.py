@@ -19,6 +19,7 @@ from benchmarks.metrics import (
     sign_test,
     success_rate,
 )
+from toolwoz_gym.users.faults import KINDS
 
 OUTCOMES = ("success", "failure", "truncated", "user_fault")
 
@@ -36,6 +37,9 @@ class Result:
     """Episodes per task."""
     success: Estimate
     """Rate of episodes that earned the reward."""
+    success_unidle: Estimate | None
+    """The same without the tasks that an agent solves by doing nothing; None where none is left, or
+    there are no such tasks."""
     progress: Estimate
     """Mean fraction of a task's goals that were met."""
     pass_hat: tuple[float, ...]
@@ -48,6 +52,8 @@ class Result:
     """Those of them that were no action."""
     tool_errors: int
     """Those of them that called a tool wrongly."""
+    faults: Mapping[str, int]
+    """What the customers did wrong, by kind: see :mod:`toolwoz_gym.users.faults`."""
     usage: Mapping[str, Mapping[str, int]]
     """Tokens, ``prompt`` and ``completion``, by role."""
 
@@ -105,12 +111,14 @@ def _result(model: str, episodes: Sequence[Record], seed: int) -> Result:
         tasks,
         trials,
         success=success_rate(success),
+        success_unidle=_without_idle(episodes, success),
         progress=mean(progress, seed=seed),
         pass_hat=tuple(pass_hat(success, k) for k in range(1, trials + 1)),
         outcomes={outcome: outcomes[outcome] for outcome in OUTCOMES},
         steps=sum(record["steps"] for record in episodes),
         malformed=sum(record["malformed"] for record in episodes),
         tool_errors=sum(record["tool_errors"] for record in episodes),
+        faults={kind: sum(record["faults"].get(kind, 0) for record in episodes) for kind in KINDS},
         usage={
             role: {
                 kind: sum(record["usage"][role][kind] for record in episodes)
@@ -119,6 +127,11 @@ def _result(model: str, episodes: Sequence[Record], seed: int) -> Result:
             for role in ("agent", "user")
         },
     )
+
+
+def _without_idle(episodes: Sequence[Record], success: Floats) -> Estimate | None:
+    kept = _array(episodes, "passes_idle")[:, 0] == 0.0
+    return success_rate(success[kept]) if 0 < kept.sum() < len(kept) else None
 
 
 def _difference(
@@ -166,6 +179,10 @@ def tables(comparison: Comparison) -> list[Table]:
         "Success, %": [_percent(r.success) for r in results],
         "Progress, %": [_percent(r.progress) for r in results],
     }
+    if any(r.success_unidle for r in results):
+        rows["Success without idle tasks, %"] = [
+            _percent(r.success_unidle) if r.success_unidle else "-" for r in results
+        ]
     if trials > 1:
         rows[f"pass^{trials}, %"] = [f"{100 * r.pass_hat[-1]:.1f}" for r in results]
     for outcome in OUTCOMES:
@@ -173,6 +190,7 @@ def tables(comparison: Comparison) -> list[Table]:
     rows["Messages"] = [f"{r.steps:,}" for r in results]
     rows["Messages: malformed"] = [f"{r.malformed:,}" for r in results]
     rows["Messages: tool error"] = [f"{r.tool_errors:,}" for r in results]
+    rows["Faults of the customers"] = [f"{sum(r.faults.values()):,}" for r in results]
     rows["Tokens of the agent"] = [f"{sum(r.usage['agent'].values()):,}" for r in results]
     shown = [_table_of("", [r.model for r in results], rows)]
     if differences:

@@ -15,6 +15,7 @@ from toolwoz_gym.records import RunFolder, message_to_json, read_jsonl, usage_of
 from toolwoz_gym.rollout import play
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import Domain, Episode, Task
+from toolwoz_gym.users.faults import faults
 
 TRAJECTORIES = "trajectories"
 """Name of the log of finished episodes."""
@@ -87,7 +88,8 @@ def play_all(
     def episode(model: str, make_agent: AgentFactory, task: Task, trial: int) -> dict[str, Any]:
         luck = derive(seed, task.id, trial)
         played = play(dialogue, make_agent(task), task, seed=luck)
-        return _record(model, trial, played, sorted(dialogue.goals_met(played)))
+        idle = dialogue.domain.passes_idle(task)
+        return _record(model, trial, played, sorted(dialogue.goals_met(played)), idle=idle)
 
     try:
         for model, player in players.items():
@@ -122,7 +124,9 @@ def _key(model: str, task: Task, trial: int) -> str:
     return f"{model}/{task.id}/{trial}"
 
 
-def _record(model: str, trial: int, episode: Episode, goals_met: list[int]) -> dict[str, Any]:
+def _record(
+    model: str, trial: int, episode: Episode, goals_met: list[int], *, idle: bool
+) -> dict[str, Any]:
     """Return the record of a finished episode: a line of ``trajectories.jsonl``."""
     goals = len(episode.task.goals)
     messages = episode.messages
@@ -138,9 +142,11 @@ def _record(model: str, trial: int, episode: Episode, goals_met: list[int]) -> d
         "progress": len(goals_met) / goals if goals else 0.0,
         "goals_met": goals_met,
         "goals_total": goals,
+        "passes_idle": idle,
         "steps": episode.steps,
         "malformed": sum(m.error is not None for m in messages),
         "tool_errors": sum(m.content.startswith("Error: ") for m in answers),
+        "faults": dict(Counter(fault.kind for fault in faults(episode.task, messages))),
         "usage": {
             "agent": usage_to_json(usage_of(messages, "assistant")),
             "user": usage_to_json(usage_of(messages, "user")),

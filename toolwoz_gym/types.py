@@ -194,6 +194,10 @@ class Domain(Protocol):
         """Return the reward, 0.0 or 1.0, of a dialogue that ends here."""
         ...
 
+    def passes_idle(self, task: Task) -> bool:
+        """Return whether an agent that does nothing and says nothing solves a task."""
+        ...
+
     def explain(self, episode: Episode) -> tuple[Verdict, ...]:
         """Say what the score of a dialogue that ends here comes from: 1.0 if all of it is met."""
         ...

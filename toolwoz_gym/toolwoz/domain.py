@@ -90,6 +90,10 @@ class ToolWOZ:
         """Return 1.0 if the customer got what it wanted, else 0.0."""
         raise NotImplementedError
 
+    def passes_idle(self, task: Task) -> bool:
+        """Return whether there is no goal call to make, as in no task of ours."""
+        return not task.goals
+
     def explain(self, episode: Episode) -> tuple[Verdict, ...]:
         """Say what became of each goal call: which call met it, or what it lacked."""
         met: dict[int, int] = {}

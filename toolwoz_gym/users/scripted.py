@@ -84,7 +84,7 @@ class _Mind:
     wrong: Values = ()
     """What it has just told wrongly; it takes it back in its next message."""
     told_ahead: frozenset[str] = frozenset()
-    """Parameters of the next wish that it has told already; ``type`` is not among them."""
+    """Parameters of the next wish that it has told already."""
     announced: bool = False
     """Whether it has named the next wish already."""
     corrected: frozenset[str] = frozenset()
