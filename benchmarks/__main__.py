@@ -10,6 +10,10 @@ from benchmarks.controls import ControlOptions
 from benchmarks.controls import run as prove
 from benchmarks.evaluate import EvaluateOptions
 from benchmarks.evaluate import run as evaluate
+from benchmarks.noise import NoiseOptions
+from benchmarks.noise import run as noise
+from benchmarks.speed import SpeedOptions
+from benchmarks.speed import run as speed
 from toolwoz_gym.cli import main_cli
 
 
@@ -21,6 +25,8 @@ def main(args: Sequence[str] | None = None) -> int:
         {
             "evaluate": (EvaluateOptions, evaluate),
             "controls": (ControlOptions, prove),
+            "speed": (SpeedOptions, speed),
+            "noise": (NoiseOptions, noise),
         },
         args,
         resumable=(BackendError,),

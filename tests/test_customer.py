@@ -6,6 +6,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -13,17 +14,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.scripted import ExpertAgent, RandomAgent
+from agents.scripted import ExpertAgent, KeywordAgent, RandomAgent
+from benchmarks.__main__ import main as benchmarks
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.rollout import play
 from toolwoz_gym.seeding import Luck, derive
 from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
 from toolwoz_gym.toolwoz.goals import EMPTY
-from toolwoz_gym.toolwoz.lexicon import attribute_name, heard_values, sentences
+from toolwoz_gym.toolwoz.lexicon import (
+    KEYWORDS,
+    asked_attributes,
+    asks_to_book,
+    attribute_name,
+    heard_values,
+    is_indifferent,
+    mended,
+    misspellings,
+    named_domain,
+    sentences,
+)
 from toolwoz_gym.toolwoz.task import ToolWOZTask, Wish, make_task
-from toolwoz_gym.toolwoz.tools import KEYS, PARAMETERS, POLICY
-from toolwoz_gym.types import END_CONVERSATION, Episode, Message, ToolCall
+from toolwoz_gym.toolwoz.tools import DAYS, KEYS, PARAMETERS, POLICY
+from toolwoz_gym.types import END_CONVERSATION, Episode, Message, ToolCall, UsageError
+from toolwoz_gym.users.faults import KINDS, faults
+from toolwoz_gym.users.hearing import ATTENTION, mentions, understand
+from toolwoz_gym.users.noise import SMALL_TALK, with_typos
 from toolwoz_gym.users.scripted import PATIENCE, ScriptedUser
 
 
@@ -88,9 +104,9 @@ def task(*wishes: Wish) -> ToolWOZTask:
     return make_task("one", "train", "", wishes)
 
 
-def talk(of: ToolWOZTask, *lines: str, seed: int) -> list[str]:
+def talk(of: ToolWOZTask, *lines: str, seed: int, noise: float = 0.0) -> list[str]:
     """Return what the customer says, beginning with the opening, to an agent that says lines."""
-    customer, messages = ScriptedUser(), list[Message]()
+    customer, messages = ScriptedUser(noise), list[Message]()
     messages.append(customer.reply(of, messages, seed=seed))
     for line in lines:
         if END_CONVERSATION not in messages[-1].content:
@@ -112,29 +128,32 @@ def seed_where(of: ToolWOZTask, *, said: Sequence[str] = (), unsaid: Sequence[st
 # --- solvable --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("version", [0, 1])
 @pytest.mark.parametrize(
     ("text", "count"),
     [
-        ("", 800),
-        ("domains=1,constraints=1,failures=0,seed=3", 700),
-        ("domains=2,constraints=2-3,failures=1-2,seed=7", 300),
-        ("domains=4,constraints=6,failures=3-4,seed=2", 100),
-        ("domains=1,failures=2,seed=11", 300),
+        ("", 400),
+        ("domains=1,constraints=1,failures=0,seed=3", 350),
+        ("domains=2,constraints=2-3,failures=1-2,seed=7", 150),
+        ("domains=4,constraints=6,failures=3-4,seed=2", 60),
+        ("domains=1,failures=2,seed=11", 150),
     ],
 )
-def test_the_expert_solves_every_built_in_task(text: str, count: int) -> None:
-    world = city(text)
-    dialogue = Dialogue(world, ScriptedUser(), max_steps=45)
+def test_the_expert_solves_every_built_in_task(text: str, count: int, version: int) -> None:
+    world = load_builtin(CityOptions.parse(text), version)
     tasks = [*islice(world.tasks("train"), count - 50), *islice(world.tasks("val"), 50)]
     for number, one in enumerate(tasks):
+        noise = (0.0, 0.0, 0.5, 1.0)[number % 4]
+        dialogue = Dialogue(world, ScriptedUser(noise), max_steps=45)
         episode = play(dialogue, ExpertAgent(one), one, seed=number)
-        assert (episode.outcome, episode.reward) == ("success", 1.0), one.id
+        assert (episode.outcome, episode.reward) == ("success", 1.0), (one.id, noise)
+        assert not faults(one, episode.messages), (one.id, noise)
         check_told(one, episode)
 
 
 def check_told(of: ToolWOZTask, episode: Episode) -> None:
     """Check that the customer has said all that it wanted: an agent without the goal could know."""
-    words = " ".join(m.content for m in episode.messages if m.role == "user")
+    words = mended(" ".join(m.content for m in episode.messages if m.role == "user"))
     for one in of.wishes:
         book = {k: v for k, v in (one.book or {}).items() if k != KEYS[one.domain]}
         for values in (one.search or {}, book):
@@ -153,6 +172,15 @@ def test_the_expert_solves_real_tasks(shared: Path, multiwoz: ToolWOZ) -> None:
     }
     solvable = {id for id, result in rewards.items() if result["reward"] == 1.0}
     assert solvable <= solved and len(solvable) == 755
+
+
+def test_the_expert_solves_every_repaired_task(multiwoz_v1: ToolWOZ) -> None:
+    for number, one in enumerate(multiwoz_v1.tasks("val")):
+        noise = (0.0, 1.0)[number % 2]
+        dialogue = Dialogue(multiwoz_v1, ScriptedUser(noise), max_steps=45)
+        episode = play(dialogue, ExpertAgent(one), one, seed=number)
+        assert episode.reward == 1.0, (one.id, noise)
+        assert not faults(one, episode.messages), (one.id, noise)
 
 
 def test_chance_solves_next_to_nothing() -> None:
@@ -361,7 +389,7 @@ def test_what_does_not_matter_is_shrugged_off(slot: str) -> None:
         for seed in range(5):
             _, answer = talk(task(INDIFFERENT[slot]), question, seed=seed)
             assert attribute_name(slot) in answer, (question, answer)
-            assert "do not mind" in answer or "will do" in answer, (question, answer)
+            assert is_indifferent(answer.lower()), (question, answer)
 
 
 def test_a_detail_that_was_left_out_is_given_when_asked_for() -> None:
@@ -535,7 +563,7 @@ def answers_to_booking(line: str) -> tuple[str, str]:
 @pytest.mark.parametrize("line", BOOKED)
 def test_it_asks_for_its_requests_once_it_is_booked(line: str) -> None:
     now, _ = answers_to_booking(line)
-    assert "phone number and postcode" in now, now
+    assert asked_attributes(("address", "phone", "postcode"), now) == ["phone", "postcode"], now
 
 
 @pytest.mark.parametrize("line", NOT_BOOKED)
@@ -557,8 +585,8 @@ def test_requests_are_asked_for_until_they_are_answered() -> None:
     seed = seed_where(of, said=ALL_OF_IT)
     offer, phone, address = FOUND, "The phone number is 01970123456.", "It is at 3 mill lane."
     said = talk(of, offer, phone, address, seed=seed)
-    assert "phone number and address" in said[1]
-    assert "address" in said[2] and "phone" not in said[2]
+    assert asked_attributes(("area", "phone", "address"), said[1]) == ["phone", "address"]
+    assert asked_attributes(("area", "phone", "address"), said[2]) == ["address"]
     assert END_CONVERSATION in said[3]
     assert END_CONVERSATION in talk(of, f"{offer} {phone} {address}", seed=seed)[1]
 
@@ -566,9 +594,8 @@ def test_requests_are_asked_for_until_they_are_answered() -> None:
 def test_one_wish_comes_after_the_other() -> None:
     of = task(MUSEUM, TRAIN)
     said = talk(of, *["I found it. The entrance fee is free."] * 2, FOUND, FOUND, seed=3)
-    assert "attraction" in said[0] or "place to visit" in said[0]
-    later = [line for line in said if "also" in line]
-    assert len(later) == 1 and "train" in later[0]
+    named = [named_domain(line) for line in said]
+    assert named[0] == "attraction" and [n for n in named[1:] if n] == ["train"]
 
 
 # --- patience --------------------------------------------------------------------------------
@@ -581,6 +608,7 @@ HOPELESS: dict[str, Callable[[int], str]] = {
     "finds nothing": lambda turn: "I am sorry, I could not find anything.",
     "offers for ever": lambda turn: FOUND,
     "cannot book": lambda turn: FOUND if turn % 2 else "The booking failed.",
+    "tells the same": lambda turn: ("It is cheap.", "It is in the north.")[turn % 2],
     "asks everything": lambda turn: " ".join(q[0] for _, q in QUESTIONS.values()),
 }
 
@@ -610,6 +638,315 @@ def test_real_customers_come_to_an_end_whatever_they_hear(multiwoz: ToolWOZ) -> 
         kind = list(HOPELESS)[number % len(HOPELESS)]
         said = talk(of, *map(HOPELESS[kind], range(40)), seed=number)
         assert END_CONVERSATION in said[-1] and len(said) <= 10 * len(of.wishes)
+
+
+# --- paraphrase ------------------------------------------------------------------------------
+
+
+def test_no_two_tasks_sound_alike() -> None:
+    tasks = list(city("").tasks("val"))
+    openings = Counter(talk(one, seed=0)[0] for one in tasks)
+    assert len(openings) > 0.95 * len(tasks)
+    # The values aside: the same wish, said by forty customers.
+    assert len({talk(task(HOTEL), seed=seed)[0] for seed in range(40)}) > 35
+
+
+def test_nothing_is_said_twice() -> None:
+    for of in (task(RESTAURANT), task(HOTEL), task(TRAIN), task(MUSEUM, TRAIN)):
+        for kind in HOPELESS.values():
+            for seed in range(20):
+                said = talk(of, *map(kind, range(30)), seed=seed)
+                assert len(set(said)) == len(said)
+
+
+# --- noise -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [-0.1, 1.1, float("nan"), float("inf")])
+def test_noise_is_a_number_from_0_to_1(noise: float) -> None:
+    with pytest.raises(UsageError, match="choose a number from 0 to 1"):
+        ScriptedUser(noise)
+
+
+@cache
+def words_of(noise: float, count: int = 90) -> list[list[str]]:
+    """Return what customers say to the expert, dialogue by dialogue."""
+    world, said = city(""), []
+    dialogue = Dialogue(world, ScriptedUser(noise), max_steps=60)
+    for number, one in enumerate(islice(world.tasks("train"), count)):
+        episode = play(dialogue, ExpertAgent(one), one, seed=number)
+        said.append([m.content for m in episode.messages if m.role == "user"])
+    return said
+
+
+NOISE: dict[str, Callable[[Sequence[str]], bool]] = {
+    "typo": lambda said: any(mended(line) != line.lower() for line in said),
+    "terse": lambda said: any(line[0].islower() for line in said),
+    "chatty": lambda said: any(
+        mended(talk) in mended(line) for line in said for talk in SMALL_TALK
+    ),
+    "change of mind": lambda said: any("meant" in line for line in said),
+    "two wishes at once": lambda said: len(domains_of(said[0])) > 1,
+    "search and booking at once": lambda said: "people" in mended(said[0]),
+}
+
+
+def domains_of(line: str) -> set[str | None]:
+    return {named_domain(sentence) for sentence in sentences(mended(line))} - {None}
+
+
+@pytest.mark.parametrize("kind", NOISE)
+def test_noise_comes_in_every_kind(kind: str) -> None:
+    quiet, loud = words_of(0.0), words_of(1.0)
+    assert not any(map(NOISE[kind], quiet))
+    assert sum(map(NOISE[kind], loud)) > 5
+    assert sum(map(NOISE[kind], words_of(0.2))) < sum(map(NOISE[kind], loud))
+
+
+def test_the_agent_is_corrected() -> None:
+    """An agent that names another area than the customer's, which then says its own again."""
+    of = task(RESTAURANT)
+    wrong = "I found amber ladle, a cheap thai restaurant in the south. Shall I book it?"
+    corrected = 0
+    for seed in range(60):
+        quiet, loud = (talk(of, wrong, wrong, seed=seed, noise=n) for n in (0.0, 1.0))
+        assert "No, " not in " ".join(quiet)
+        again = [line for line in loud[1:] if "north" in line and "north" in loud[0]]
+        corrected += len(again) == 1 and "book" not in again[0]
+    assert corrected > 10
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+def test_nothing_can_be_booked_that_is_not_wanted(noise: float) -> None:
+    """Whoever books once it is asked to, and has all details, books what the customer means."""
+    world = city("domains=1,failures=1")
+    dialogue, asked, slips = Dialogue(world, ScriptedUser(noise), max_steps=60), 0, 0
+    for number, one in enumerate(islice(world.tasks("train"), 400)):
+        (wanted,) = one.wishes
+        if not wanted.book:
+            continue
+        details = [name for name in wanted.book if name != KEYS[wanted.domain]]
+        choices = [c for c in (wanted.book, wanted.failing_book) if c]
+        days = city_values(details)
+        words = ""
+        for message in play(dialogue, ExpertAgent(one), one, seed=number).messages:
+            if message.role != "user":
+                continue
+            words = f"{words} {mended(message.content)}"
+            heard = heard_values(days, words)
+            booking = {name: heard[name] for name in details if name in heard}
+            if asks_to_book(words):
+                meant = any(booking.items() <= choice.items() for choice in choices)
+                slips += not meant
+                assert meant or booking.keys() != set(details), (one.id, words)
+                asked += 1
+    assert asked > 200 and (slips > 10 or noise < 1.0)
+
+
+def city_values(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    numbers = tuple("12345678")
+    times = tuple(f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(0, 60, 15))
+    known = {"people": numbers, "stay": numbers, "time": times, "day": tuple(DAYS)}
+    return {name: known[name] for name in names}
+
+
+def test_small_talk_says_nothing() -> None:
+    world = city("")
+    agent = KeywordAgent(world.tables)
+    for line in SMALL_TALK:
+        assert named_domain(line) is None and not asks_to_book(line)
+        assert asked_attributes(("phone", "area", "price", "internet"), line) == []
+        answer = agent.act([Message("user", line)], seed=0)
+        assert answer == agent.act([Message("user", "Hello.")], seed=0)
+        told = agent.act([Message("user", f"I need a restaurant. {line}")], seed=0)
+        assert told.call == ToolCall("search_restaurant", {})
+
+
+@pytest.mark.parametrize("word", KEYWORDS)
+def test_misspelt_keywords_can_be_read(word: str) -> None:
+    for spoilt in misspellings(word):
+        assert spoilt not in KEYWORDS and mended(f"({spoilt})") == f"({word})"
+
+
+@given(st.integers(0, 10_000))
+def test_values_have_no_typos(seed: int) -> None:
+    text = "Please book the restaurant called the perfect place at 18:15 for 4 people."
+    spoilt = with_typos(text, ["the perfect place", "18:15", "4"], 1.0, Luck(seed))
+    assert "called" not in spoilt and "restaurant" not in spoilt
+    assert "the perfect place at 18:15 for 4" in spoilt
+
+
+def test_a_listener_by_keywords_suffers_from_noise() -> None:
+    world = city("")
+    agent, solved = KeywordAgent(world.tables), []
+    for noise in (0.0, 0.4, 1.0):
+        dialogue = Dialogue(world, ScriptedUser(noise), max_steps=60)
+        plays = [
+            play(dialogue, agent, one, seed=number)
+            for number, one in enumerate(islice(world.tasks("val"), 60))
+        ]
+        solved.append(sum(episode.reward for episode in plays))
+    assert solved[0] >= 57 and solved[0] > solved[1] + 3 and solved[1] > solved[2] + 3
+
+
+def test_the_benchmark_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "noise.png"
+    few = ["noise", "--tasks", "4", "--trials", "2", "--levels", "0", "1"]
+    assert benchmarks([*few, "--plot", str(plot)]) == 0
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "v" in line]
+    assert [row[1].strip() for row in rows[1:9:2]] == [
+        "keyword, v0", "expert, v0", "keyword, v1", "expert, v1",
+    ]  # fmt: skip
+    assert all(row[3].strip().startswith("100.0 [") for row in rows[1:9] if "expert" in row[1])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    for bad in (["--levels", "2"], ["--levels", "1", "0"], ["--tasks", "0"], ["--trials", "0"]):
+        assert benchmarks(["noise", *bad]) == 2
+
+
+# --- hostile agents --------------------------------------------------------------------------
+
+REPEATED = (
+    "no ", "no not ", "what ", "where is ", "there was ", "booking ", "leaving ", "do not worry ",
+    "1 ", "1", "11:11", "1.", "£", "?", ".", "a. ", "no. ", "\ud800", "é\n", " ", "what? ", "tr1",
+    "sorry, ", "in the north ", "guest ", "free ", "a", "don't ", "any ",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("domain", ["hotel", "train"])
+def test_hearing_copes_with_anything(domain: str) -> None:
+    """A pattern that is not linear would keep this test busy for minutes."""
+    for piece in REPEATED:
+        text = (piece * 16_384)[:16_384]
+        understand(domain, text)
+        mentions(text)
+
+
+def test_nobody_listens_for_ever() -> None:
+    long = "Well. " * ATTENTION
+    of = task(RESTAURANT)
+    seed = seed_where(of, said=ALL_OF_IT)
+    assert asks_to_book(talk(of, FOUND + long, seed=seed)[1])
+    assert not asks_to_book(talk(of, long + FOUND, seed=seed)[1])
+
+
+# --- faults ----------------------------------------------------------------------------------
+
+
+def dialogue_of(*lines: str) -> list[Message]:
+    """Return a dialogue in which customer and agent take turns; the customer says goodbye."""
+    roles = ("user", "assistant")
+    *said, last = [Message(roles[i % 2], line) for i, line in enumerate(lines)]  # type: ignore[arg-type]
+    return [*said, Message(last.role, f"{last.content} {END_CONVERSATION}")]
+
+
+OPENING = "I need a cheap restaurant in the north with thai food."
+BOOKING = "Please book it for 4 people on friday at 18:15."
+SERVED = "It is booked. The reference number is ABCD2345."
+
+FAULTY: dict[str, tuple[ToolWOZTask, list[Message], list[tuple[str, int]]]] = {
+    "none": (task(RESTAURANT), dialogue_of(OPENING, FOUND, BOOKING, SERVED, "Bye."), []),
+    "left early": (
+        task(RESTAURANT, TRAIN),
+        dialogue_of(OPENING, FOUND, BOOKING, SERVED, "Bye."),
+        [("left early", 4)],
+    ),
+    "gave up": (
+        task(UNBOOKED),
+        dialogue_of(OPENING, "In which price range?", "Forget it."),
+        [("gave up", 2)],
+    ),
+    "out of patience": (
+        task(UNBOOKED),
+        dialogue_of(OPENING, "Hm.", "Hello?", "Hmm.", "Are you there?", "Hmmm.", "Forget it."),
+        [],
+    ),
+    "untold": (
+        task(RESTAURANT),
+        dialogue_of("I need a restaurant with thai food.", FOUND, BOOKING, SERVED, "Great, bye."),
+        [("untold", 4), ("untold", 4)],
+    ),
+    "wrong value": (
+        task(RESTAURANT),
+        dialogue_of(f"{OPENING} No, in the south.", FOUND, BOOKING, SERVED, "Bye."),
+        [("wrong value", 0)],
+    ),
+    "wrong value, taken back": (
+        task(RESTAURANT),
+        dialogue_of(f"{OPENING} No, in the south.", FOUND, f"North! {BOOKING}", SERVED, "Bye."),
+        [],
+    ),
+    "the first choice is no wrong value": (
+        task(LATE_FIRST),
+        dialogue_of(
+            OPENING,
+            FOUND,
+            BOOKING.replace("18:15", "20:00"),
+            "The booking failed.",
+            "Then at 18:15.",
+            SERVED,
+            "Bye.",
+        ),
+        [],
+    ),  # fmt: skip
+    "ignored question": (
+        task(RESTAURANT),
+        dialogue_of(
+            "A thai restaurant, please.",
+            "In which area?",
+            "I like food.",
+            "Which area?",
+            "Cheap, in the north.",
+            FOUND,
+            BOOKING,
+            SERVED,
+            "Bye.",
+        ),
+        [("ignored question", 2)],
+    ),  # fmt: skip
+    "repeated": (
+        task(RESTAURANT),
+        dialogue_of(OPENING, "Hello.", OPENING, FOUND, BOOKING, SERVED, "Bye."),
+        [("repeated", 2)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_faults_worked_by_hand(name: str) -> None:
+    of, messages, found = FAULTY[name]
+    assert [(fault.kind, fault.message) for fault in faults(of, messages)] == found
+    traffic = [messages[0], *TRAFFIC, *messages[1:]]
+    assert [fault.kind for fault in faults(of, traffic)] == [kind for kind, _ in found]
+
+
+def test_every_kind_of_fault_is_worked_by_hand() -> None:
+    assert {kind for *_, found in FAULTY.values() for kind, _ in found} == set(KINDS)
+
+
+def test_a_dialogue_that_was_cut_off_has_no_untold_wishes() -> None:
+    of = task(RESTAURANT, TRAIN)
+    assert faults(of, [Message("user", "I need a restaurant."), Message("assistant", FOUND)]) == ()
+    assert faults(of, []) == ()
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_scripted_customers_have_no_faults(noise: float) -> None:
+    world = city("")
+    dialogue = Dialogue(world, ScriptedUser(noise), max_steps=60)
+    keyword, chance = KeywordAgent(world.tables), RandomAgent(world.tools)
+    for number, one in enumerate(islice(world.tasks("val"), 60)):
+        for agent in (keyword, chance):
+            episode = play(dialogue, agent, one, seed=number)
+            assert not faults(one, episode.messages), one.id
+        for kind in HOPELESS.values():
+            lines = [kind(turn) for turn in range(40)]
+            said = talk(one, *lines, seed=number, noise=noise)
+            spoken = [m for pair in zip(said, lines, strict=False) for m in pair][
+                : 2 * len(said) - 1
+            ]
+            roles = ("user", "assistant")
+            messages = [Message(roles[i % 2], text) for i, text in enumerate(spoken)]  # type: ignore[arg-type]
+            assert not faults(one, messages), (one.id, said)
 
 
 def test_sentences() -> None:
