@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -106,14 +106,14 @@ def play_all(
                 ThreadPoolExecutor(episodes_at_once) as pool,
                 player(dialogue.domain) as make_agent,
             ):
+                played = (pool.submit(episode, model, make_agent, *pair) for pair in wanted)
                 try:
-                    for future in as_completed(
-                        [pool.submit(episode, model, make_agent, *pair) for pair in wanted]
-                    ):
-                        record = future.result()
-                        log.append(record)
-                        tally.add(record)
-                        watcher.update(tally, record)
+                    with closing(as_finished(played)) as groups:
+                        for future in (future for done in groups for future in done):
+                            record = future.result()
+                            log.append(record)
+                            tally.add(record)
+                            watcher.update(tally, record)
                 finally:
                     pool.shutdown(wait=False, cancel_futures=True)
     finally:

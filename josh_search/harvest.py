@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from josh_search.rows import make_rows
 from josh_search.search import SearchOptions, search
 from josh_search.tree import Tree, tree_key, tree_to_json
 from toolwoz_gym.dialogue import Dialogue
+from toolwoz_gym.pools import as_finished
 from toolwoz_gym.records import RunFolder, read_jsonl, write_json, write_jsonl
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import Task
@@ -129,19 +130,16 @@ def harvest(
                 tally.add(record)
         tally.before = tally.finished
         watcher.update(tally, None)
-        growing: dict[Future[Tree], str] = {
-            tree_pool.submit(grow, key, task): key for key, task in wanted.items()
-        }
+        growing = (tree_pool.submit(grow, key, task) for key, task in wanted.items())
         try:
-            while growing:
-                done, _ = wait(growing, return_when=FIRST_COMPLETED)
-                # What is finished is kept before an error breaks off.
-                for future in sorted(done, key=lambda future: future.exception() is not None):
-                    del growing[future]
-                    record = tree_to_json(future.result(), trial=0)
-                    log.append(record)
-                    tally.add(record)
-                    watcher.update(tally, record)
+            with closing(as_finished(growing)) as groups:
+                for done in groups:
+                    # What is finished is kept before an error breaks off.
+                    for future in sorted(done, key=lambda future: future.exception() is not None):
+                        record = tree_to_json(future.result(), trial=0)
+                        log.append(record)
+                        tally.add(record)
+                        watcher.update(tally, record)
         finally:  # an error, or an interrupt from the keyboard: begin nothing more
             tree_pool.shutdown(wait=False, cancel_futures=True)
             leaf_pool.shutdown(wait=False, cancel_futures=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, TypeAlias
 
 from toolwoz_gym.tau_bench.tables import Tables, copied
@@ -29,8 +30,7 @@ def invoke(domain: str, name: str, tool: Tool, tables: Tables, arguments: Mappin
         tables: What it reads and changes.
         arguments: As the agent wrote them. The tables never come to share anything with them.
     """
-    parameters = list(inspect.signature(tool).parameters)[1:]
-    if fault := _signature_fault(domain, name, parameters, arguments):
+    if fault := _signature_fault(domain, name, _parameters(tool), arguments):
         return f"Error: {fault}"
     try:
         return tool(tables, **copied(dict(arguments)))
@@ -43,8 +43,14 @@ def dump(value: Any) -> str:
     return json.dumps(value)
 
 
+@cache
+def _parameters(tool: Tool) -> tuple[str, ...]:
+    """Return what a tool takes besides the tables."""
+    return tuple(inspect.signature(tool).parameters)[1:]
+
+
 def _signature_fault(
-    domain: str, name: str, parameters: list[str], arguments: Mapping[str, Any]
+    domain: str, name: str, parameters: tuple[str, ...], arguments: Mapping[str, Any]
 ) -> str | None:
     """Say what Python 3.11 would say of the call; newer versions word it differently."""
     method = f"{''.join(word.capitalize() for word in name.split('_'))}.invoke()"
