@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 from agents.base import AgentFactory
 from toolwoz_gym.dialogue import Dialogue
+from toolwoz_gym.pools import as_finished
 from toolwoz_gym.records import RunFolder, message_to_json, read_jsonl, usage_of, usage_to_json
 from toolwoz_gym.rollout import play
 from toolwoz_gym.seeding import derive
