@@ -31,9 +31,11 @@ class EvaluateOptions(AgentOptions):
     env: str = "ToolWOZ-v0"
     """Environment, as gymnasium.make knows it."""
     world: str = "builtin:domains=1"
-    """World: builtin, builtin:<options>, multiwoz or auto."""
+    """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""
     split: str = "val"
     """Split of the world's tasks."""
+    user: str = "scripted"
+    """The customer: scripted, scripted:noise=0.3 (0 to 1) or replay."""
     tasks: int = 40
     """How many tasks to play: the first of the split."""
     trials: int = 1
@@ -83,7 +85,11 @@ def run(options: EvaluateOptions) -> None:
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
     env = make_env(
-        options.env, world=options.world, split=options.split, max_steps=options.max_steps
+        options.env,
+        world=options.world,
+        split=options.split,
+        user=options.user,
+        max_steps=options.max_steps,
     )
     if options.tasks > len(env.tasks):
         raise UsageError(f"the split {options.split!r} has {len(env.tasks)} tasks only")

@@ -29,9 +29,11 @@ class HarvestOptions(AgentOptions):
     env: str = "ToolWOZ-v0"
     """Environment, as gymnasium.make knows it."""
     world: str = "builtin:domains=1"
-    """World: builtin, builtin:<options>, multiwoz or auto."""
+    """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""
     split: str = "train"
     """Split of the world's tasks."""
+    user: str = "scripted"
+    """The customer: scripted, scripted:noise=0.3 (0 to 1) or replay."""
     tasks: int = 24
     """How many tasks to play: the first of the split."""
     beam: int = 8
@@ -63,7 +65,7 @@ def run(options: HarvestOptions) -> None:
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
     began = time.monotonic()
-    env = make_env(options.env, world=options.world, split=options.split)
+    env = make_env(options.env, world=options.world, split=options.split, user=options.user)
     dialogue = env.dialogue
     if options.tasks > len(env.tasks):
         raise UsageError(f"the split {options.split!r} has {len(env.tasks)} tasks only")

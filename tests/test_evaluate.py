@@ -216,6 +216,7 @@ def test_the_comparison_pairs_tasks_and_trials_in_whatever_order_they_ended() ->
         (["--also", "random"], "named twice"),
         (["--adapter", "no/adapter"], "there is no adapter in no/adapter"),
         (["--also", "no/model.gguf"], "unknown model"),
+        (["--user", "nobody"], "no customer 'nobody'"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

@@ -292,6 +292,7 @@ def test_the_command_goes_on_after_an_interrupt_and_after_a_kill(tmp_path: Path)
         ["--reward", "terminal"],
         ["--world", "builtin:domains=1,seed=1"],
         ["--split", "val"],
+        ["--user", "scripted:noise=1"],
         ["--tasks", "3"],
     ],
 )

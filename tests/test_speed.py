@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.speed import HOSTILE, operations, repeated
-from toolwoz_gym import load_world, make_env
+from benchmarks.tau_speed import gold_run, grow_tree, hold_forks
+from benchmarks.tau_speed import operations as tau_operations
+from toolwoz_gym import DialogueEnv, load_world, make_env
 from toolwoz_gym.actions import MAX_CHARS
+from toolwoz_gym.tau_bench.data import load_tau_bench, prepare_tau_bench
 from toolwoz_gym.toolwoz.tables import Tables
 from toolwoz_gym.toolwoz.tools import DOMAINS, KEYS
+
+
+@pytest.fixture
+def tau_bench(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder in which τ-bench is prepared."""
+    prepare_tau_bench(tmp_path / "tau_bench", shared / "data" / "tau_bench")
+    monkeypatch.setenv("TOOLWOZ_DATA", str(tmp_path))
+    return tmp_path
+
 
 SMALL = ["--repetitions", "3", "--open", "1", "20", "--rows", "1", "2"]
 
 
 def test_the_command_prints_what_it_writes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TOOLWOZ_DATA", str(tmp_path))
     out = tmp_path / "speed.json"
     assert main(["speed", *SMALL, "--world", "builtin:tasks=100", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
@@ -35,6 +49,59 @@ def test_the_command_prints_what_it_writes(
         name, milliseconds = figures["hostile"]
         assert milliseconds > 0 and name in shown
     assert "4,300" in shown and "1,700" in shown  # the reference's, beside ours
+    assert report["tau_bench"] == {}
+    (line,) = [line for line in shown.splitlines() if "TauBench" in line]
+    assert "not prepared; run python -m toolwoz_gym data prepare tau_bench" in line
+
+
+def test_the_command_times_both_domains_of_tau_bench(
+    tau_bench: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tau_bench / "speed.json"
+    assert main(["speed", *SMALL, "--env", "TauBench-v0", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    report = json.loads(out.read_text("utf-8"))
+    assert report["env"] == {} and set(report["tau_bench"]) == {"retail", "airline"}
+    for name, figures in report["tau_bench"].items():
+        assert f"TauBench-v0: {name}" in shown
+        for operation, timing in figures["operations"].items():
+            assert f"\n{operation} " in shown
+            assert 0 <= timing["low"] <= timing["median"] <= timing["high"]
+        assert set(figures["open"]) == {"1", "20"}
+        for forks in figures["open"].values():
+            assert figures["kb_idle"] < forks["kb"] < 50  # what they changed, and no more
+    assert "425,000" in shown and "30,000" in shown  # the reference's, beside ours
+
+
+@pytest.mark.parametrize("name", ["retail", "airline"])
+def test_what_is_timed_of_tau_bench_is_what_it_says(tau_bench: Path, name: str) -> None:
+    env = make_env("TauBench-v0", world=name, split=load_tau_bench(name).splits[0])
+    dialogue, domain = env.dialogue, env.dialogue.domain
+    runs = [gold_run(dialogue, task, 0) for task in env.tasks[:10]]
+    assert all(domain.score(run.end) == 1.0 for run in runs)
+    writes = [write for run in runs for write in run.writes]
+    assert writes
+    before = [(run.end.world, domain.digest(run.end.world)) for run in runs]
+    for function, cases in tau_operations(env, runs).values():
+        assert cases
+        for case in cases[:3]:
+            function(*case)
+    for episode, call in writes:
+        world, _ = domain.call(episode.task, episode.world, call)
+        assert domain.digest(world) != domain.digest(episode.world)
+    held = list[DialogueEnv]()
+    hold_forks(env, writes, held, 7)
+    assert len(held) == 7 and all(fork.snapshot().world.changes for fork in held)
+    assert [(run.end.world, domain.digest(run.end.world)) for run in runs] == before
+
+
+def test_the_tree_that_is_timed_is_fifteen_steps_deep_and_eight_leaves_wide(
+    tau_bench: Path,
+) -> None:
+    env = make_env("TauBench-v0", world="airline")
+    tree = grow_tree(env.dialogue, env.tasks[0], 0)
+    widths = Counter(node.step for node in tree.nodes if node.parent is not None)
+    assert [widths[step] for step in range(15)] == [2, 4, *[8] * 13]
 
 
 @pytest.mark.parametrize(
