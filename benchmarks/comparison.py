@@ -176,12 +176,12 @@ def tables(comparison: Comparison) -> list[Table]:
     results, differences = comparison.results, comparison.differences
     trials, baseline = results[0].trials, results[0].model
     rows = {
-        "Success, %": [_percent(r.success) for r in results],
-        "Progress, %": [_percent(r.progress) for r in results],
+        "Success, %": [percent(r.success) for r in results],
+        "Progress, %": [percent(r.progress) for r in results],
     }
     if any(r.success_unidle for r in results):
         rows["Success without idle tasks, %"] = [
-            _percent(r.success_unidle) if r.success_unidle else "-" for r in results
+            percent(r.success_unidle) if r.success_unidle else "-" for r in results
         ]
     if trials > 1:
         rows[f"pass^{trials}, %"] = [f"{100 * r.pass_hat[-1]:.1f}" for r in results]
@@ -195,8 +195,8 @@ def tables(comparison: Comparison) -> list[Table]:
     shown = [_table_of("", [r.model for r in results], rows)]
     if differences:
         rows = {
-            "Success, points": [_percent(d.success, "+") for d in differences],
-            "Progress, points": [_percent(d.progress, "+") for d in differences],
+            "Success, points": [percent(d.success, "+") for d in differences],
+            "Progress, points": [percent(d.progress, "+") for d in differences],
             "Tasks better : worse": [
                 f"{d.by_task.better} : {d.by_task.worse}" for d in differences
             ],
@@ -210,6 +210,7 @@ def _table_of(title: str, models: list[str], rows: Mapping[str, list[str]]) -> T
     return Table((title, *models), tuple((name, *cells) for name, cells in rows.items()))
 
 
-def _percent(estimate: Estimate, sign: str = "-") -> str:
+def percent(estimate: Estimate, sign: str = "-") -> str:
+    """Write an estimate in per cent, with its interval."""
     value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"

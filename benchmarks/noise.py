@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from agents.scripted import ExpertAgent, KeywordAgent
-from benchmarks.comparison import Table
+from benchmarks.comparison import Table, percent
 from benchmarks.metrics import Estimate, Floats, mean, success_rate
 from toolwoz_gym import Dialogue, load_world
 from toolwoz_gym.rollout import play
@@ -140,19 +140,14 @@ def table(levels: Sequence[Level]) -> Table:
             (
                 f"{level.agent}, v{level.version}",
                 f"{level.noise:g}",
-                _percent(level.success),
-                _percent(level.progress),
+                percent(level.success),
+                percent(level.progress),
                 f"{level.steps:.1f}",
                 f"{level.faults:.3f}",
             )
             for level in levels
         ),
     )
-
-
-def _percent(estimate: Estimate) -> str:
-    value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def draw(levels: Sequence[Level], file: Path) -> None:

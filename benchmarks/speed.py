@@ -16,9 +16,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from benchmarks import tau_speed
 from toolwoz_gym import Dialogue, DialogueEnv, make_env, make_toolwoz
 from toolwoz_gym.actions import MAX_CHARS, format_call, parse_action
 from toolwoz_gym.records import write_json
+from toolwoz_gym.tau_bench.data import PREPARE, TABLES, is_prepared, load_tau_bench
 from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.tables import Row, Tables
 from toolwoz_gym.toolwoz.tools import DOMAINS, KEYS
@@ -27,23 +29,30 @@ from toolwoz_gym.types import Episode, Task, ToolCall, UsageError
 TASKS = 100
 """The operations are timed on the calls of so many tasks."""
 
+TAU = "TauBench-v0"
+
+MAX_FORKS = 10_000
+"""So many forks of τ-bench are held at most."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeedOptions:
     """Time every operation of the environments, and show how time and memory grow."""
 
-    env: tuple[str, ...] = ("ToolWOZ-v0", "ToolWOZ-v1")
+    env: tuple[str, ...] = ("ToolWOZ-v0", "ToolWOZ-v1", "TauBench-v0")
     """Environments to time, as gymnasium.make knows them."""
     world: str = "builtin"
-    """World: builtin, builtin:<options>, multiwoz or auto."""
+    """World of ToolWOZ: builtin, builtin:<options>, multiwoz or auto. Of TauBench both domains are
+    timed, where they are prepared."""
     split: str = "train"
-    """Split of the world's tasks."""
+    """Split of ToolWOZ's tasks. Of TauBench the first split of each domain is played."""
     repetitions: int = 400
     """How often each operation is timed, on one case after the other."""
     open: tuple[int, ...] = (1, 10, 100, 1000, 10_000, 100_000)
-    """Numbers of episodes to hold open while the operations are timed, in rising order."""
+    """Numbers of episodes to hold open while the operations are timed, in rising order. Of
+    TauBench so many forks are held that have each written to the tables, at most 10,000."""
     rows: tuple[int, ...] = (1, 10, 100)
-    """The tables' rows are repeated so many times while the operations are timed."""
+    """ToolWOZ's rows are repeated so many times while the operations are timed."""
     out: Path | None = None
     """JSON file to write all figures to."""
 
@@ -89,40 +98,84 @@ def run(options: SpeedOptions) -> None:
         raise UsageError("name at least one environment, and at least one repetition")
     if min((*options.open, *options.rows), default=1) < 1:
         raise UsageError("numbers of open episodes and of rows are at least 1")
-    envs = [make_env(name, world=options.world, split=options.split) for name in options.env]
-    if not all(isinstance(env.dialogue.domain, ToolWOZ) for env in envs):
-        raise UsageError("only environments of ToolWOZ are timed")
+    toolwoz = [name for name in options.env if name != TAU]
+    envs = {name: make_env(name, world=options.world, split=options.split) for name in toolwoz}
     report: dict[str, Any] = {
         "options": {**asdict(options), "out": None},
         "machine": f"{platform.python_implementation()} {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}",
         "calibration_ms": calibration(options.repetitions),
         "env": {},
+        "tau_bench": {},
     }
     print(
-        f"{report['machine']}; {options.world}, {options.split}; a loop of 100,000 additions takes "
+        f"{report['machine']}; a loop of 100,000 additions takes "
         f"{report['calibration_ms']:.2f} ms here\n"
     )
-    for env, name in zip(envs, options.env, strict=True):
-        report["env"][name] = {
+    if envs:
+        report["env"] = _time_toolwoz(envs, options)
+    if TAU in options.env and not is_prepared():
+        print(f"{TAU} is skipped: its data is not prepared; run {PREPARE}")
+    elif TAU in options.env:
+        report["tau_bench"] = {name: _time_tau_bench(name, options) for name in TABLES}
+    if options.out:
+        try:
+            write_json(options.out, _plain(report))
+        except OSError as error:
+            raise UsageError(f"cannot write {options.out}: {error.strerror}") from None
+
+
+def _time_toolwoz(envs: Mapping[str, DialogueEnv], options: SpeedOptions) -> dict[str, Any]:
+    """Print the tables of ToolWOZ, and return their figures by environment."""
+    report: dict[str, Any] = {
+        name: {
             "operations": time_all(operations(env), options.repetitions),
             "sizes": dict(zip(SIZES, sizes(env), strict=True)),
             "hostile": slowest_hostile(env),
         }
-    print(_operations_table(report["env"]))
-    for env, name in zip(envs, options.env, strict=True):
-        figures = report["env"][name]
+        for name, env in envs.items()
+    }
+    print(f"ToolWOZ: {options.world}, {options.split}\n")
+    print(_operations_table(report))
+    for name, env in envs.items():
+        figures = report[name]
         figures["open"] = growth_with_episodes(env, options.open, options.repetitions)
         print(f"{name}: microseconds (median), by the number of open episodes\n")
         print(_growth_table("open", figures["open"]))
         figures["rows"] = growth_with_rows(env, options.rows, options.repetitions)
         print(f"{name}: microseconds (median), by the number of rows of the tables\n")
         print(_growth_table("rows", figures["rows"]))
-    if options.out:
-        try:
-            write_json(options.out, _plain(report))
-        except OSError as error:
-            raise UsageError(f"cannot write {options.out}: {error.strerror}") from None
+    return report
+
+
+def _time_tau_bench(name: str, options: SpeedOptions) -> dict[str, Any]:
+    """Print the tables of a domain of τ-bench, and return their figures."""
+    start = perf_counter_ns()
+    domain = load_tau_bench(name)
+    seconds = (perf_counter_ns() - start) / 1e9
+    env = make_env(TAU, world=name, split=domain.splits[0])
+    runs = [tau_speed.gold_run(env.dialogue, task, seed) for seed, task in enumerate(tasks_of(env))]
+    timed = tau_speed.operations(env, runs)
+    writes = [write for run in runs for write in run.writes]
+    figures: dict[str, Any] = {
+        "load_s": seconds,
+        "operations": time_all(timed, options.repetitions),
+        "kb_idle": _kilobytes(tau_speed.idle_forks, env, 1000) / 1000,
+        "open": {},
+    }
+    growing = {name: timed[name] for name in tau_speed.GROWTH}
+    held, kb = list[DialogueEnv](), 0.0
+    for number in sorted({min(number, MAX_FORKS) for number in options.open}):
+        kb += _kilobytes(tau_speed.hold_forks, env, writes, held, number)
+        timings = time_all(growing, options.repetitions)
+        figures["open"][number] = {**timings, "kb": kb / number}
+    print(
+        f"{TAU}: {name}, {env.split}; loaded in {seconds:.2f} s, once per process\n\n"
+        f"{_tau_table(name, figures)}\n"
+        f"{TAU}: {name}; microseconds (median), by the number of live forks that have written\n\n"
+        f"{_tau_growth_table(figures['open'])}"
+    )
+    return figures
 
 
 # --- measuring -------------------------------------------------------------------------------
@@ -445,6 +498,28 @@ def _compared(reference: tuple[float, float] | None, ours: float) -> list[str]:
     both = [_figure(value) for value in dict.fromkeys(reference)]
     factors = [f"{value / ours:,.0f}" for value in dict.fromkeys(reference)]
     return ["-".join(both), "-".join(factors)]
+
+
+def _tau_table(domain: str, figures: Mapping[str, Any]) -> str:
+    """Return the table of operations of a domain of τ-bench, ours beside the reference's."""
+    rows = [["microseconds", "median", "5-95 %", "wanted", "reference", "times faster"]]
+    for operation, timing in figures["operations"].items():
+        wanted = tau_speed.WANTED.get(operation)
+        range_ = f"{_figure(timing.low)}-{_figure(timing.high)}"
+        row = [operation, _figure(timing.median), range_, f"< {wanted:,}" if wanted else ""]
+        rows.append([*row, *_compared(tau_speed.REFERENCE[domain].get(operation), timing.median)])
+    rows.append(["KB of a fork", _figure(figures["kb_idle"])])
+    rows.append(["KB of a fork that has written", _figure(max(figures["open"].items())[1]["kb"])])
+    return _aligned([[*row, *[""] * (len(rows[0]) - len(row))] for row in rows])
+
+
+def _tau_growth_table(growth: Mapping[int, Mapping[str, Any]]) -> str:
+    """Return the growth table of a domain of τ-bench: a line for each number of forks."""
+    rows = [["forks:", *tau_speed.GROWTH, "KB per fork"]]
+    for number, figures in growth.items():
+        cells = [_figure(figures[name].median) for name in tau_speed.GROWTH]
+        rows.append([f"{number:,}", *cells, _figure(figures["kb"])])
+    return _aligned(rows)
 
 
 def _growth_table(what: str, growth: Mapping[int, Mapping[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from toolwoz_gym.play import Terminal, play
 from toolwoz_gym.rollout import Policy
 from toolwoz_gym.tau_bench.data import prepare_tau_bench, tau_bench_folder
 from toolwoz_gym.toolwoz.multiwoz import multiwoz_folder, prepare_multiwoz
+from toolwoz_gym.toolwoz.task import ToolWOZTask
 from toolwoz_gym.types import Domain, Task, UsageError
 
 
@@ -155,7 +156,7 @@ def _play(options: argparse.Namespace) -> None:
             agent = stack.enter_context(_desk(options.agent, domain, task))
         terminal = Terminal.open()
         terminal.write(f"{options.env}, {domain.name}, task {task.id}, --seed {seed}\n")
-        wishes = dict.fromkeys(goal.name.partition("_")[2] for goal in task.goals)
+        wishes = [wish.domain for wish in task.wishes] if isinstance(task, ToolWOZTask) else []
         if options.role == "customer" and options.agent == "expert" and len(wishes) > 1:
             terminal.write(
                 f"The expert serves your wishes in this order: {', '.join(wishes)}. Say 'also' "

@@ -19,7 +19,6 @@ from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.rollout import Policy
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import (
-    END_CONVERSATION,
     AgentFailure,
     Episode,
     Message,
@@ -37,7 +36,7 @@ _AGENT_COMMANDS = {
 _CUSTOMER_COMMANDS = {
     "/goal": "show again what you want",
     "/undo": "go back to before your last message",
-    "/bye": f"say goodbye, which saying {END_CONVERSATION} does too",
+    "/bye": "say goodbye, which ends the dialogue",
     "/quit": "leave without a goodbye, and see the score so far",
 }
 
@@ -119,7 +118,7 @@ def _others_turn(
 def _persons_turn(dialogue: Dialogue, agent: Policy | None, episode: Episode, line: str) -> Episode:
     if agent is None:
         return dialogue.act(episode, read_action(line, dialogue.domain.tools))
-    said = f"Goodbye! {END_CONVERSATION}" if line == "/bye" else line
+    said = f"Goodbye! {dialogue.domain.end_marker}" if line == "/bye" else line
     return replace(dialogue, user=_Says(said)).listen(episode)
 
 

@@ -30,7 +30,7 @@ class WarmstartOptions:
     """Folder for the dialogues and the adapter."""
     world: str = "builtin:domains=1"
     """World that the expert plays in; its train split, from the end, which searches reach last."""
-    dialogues: int = 160
+    dialogues: int = 200
     """How many dialogues to learn from, each of them once."""
     learning_rate: float = 2e-3
     """Peak learning rate."""

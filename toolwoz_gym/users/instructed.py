@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from toolwoz_gym.types import Message, Task
 
@@ -31,11 +32,12 @@ class InstructedUser:
         sentences = _sentences(task.instruction)
         if not messages:
             return Message("user", sentences[0])
+        known = _known(task)
         told, vain, answer = 1, 0, ""
         for text in _agent_turns(messages):
             answer = ""
             if _CONFIRMATION.search(text):
-                right = _ids(text) <= _known(task)
+                right = _ids(text) <= known
                 answer = "Yes, please go ahead." if right else "No, that is not what I want."
             elif told < len(sentences):
                 answer = sentences[told]
@@ -68,11 +70,12 @@ def _agent_turns(messages: Sequence[Message]) -> list[str]:
     return [message.content for message in messages if message.role == "assistant"]
 
 
-def _sentences(instruction: str) -> list[str]:
+@lru_cache(maxsize=1024)  # a search asks again at every leaf
+def _sentences(instruction: str) -> tuple[str, ...]:
     """Return what there is to tell, in the first person; never nothing."""
     parts = re.split(r"(?<=[.!?])\s+(?=[A-Z])", instruction.strip())
     told = [_in_first_person(part) for part in parts if part and not _CHARACTER.fullmatch(part)]
-    return told or ["Hello."]
+    return tuple(told) or ("Hello.",)
 
 
 _PERSONS = (
@@ -99,13 +102,14 @@ def _in_first_person(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def _ids(text: str) -> set[str]:
-    return set(_ID.findall(text))
+@lru_cache(maxsize=1024)
+def _ids(text: str) -> frozenset[str]:
+    return frozenset(_ID.findall(text))
 
 
 def _known(task: Task) -> set[str]:
     """Return the names of all records that the customer's task is about."""
-    known = _ids(task.instruction)
+    known = set(_ids(task.instruction))
     for goal in task.goals:
         for value in _leaves(goal.arguments.values()):
             known |= _ids(value)
