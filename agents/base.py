@@ -39,6 +39,9 @@ class Completion:
     finish: Literal["stop", "length", "context"]
     """``stop``: the model ended its message; ``length``: ``max_tokens`` did; ``context``: the
     prompt leaves no room in the model's context, and nothing was written."""
+    logprob: float | None = None
+    """Natural logarithm of the probability, at the sampling temperature, that the model writes just
+    this; None where the backend does not know."""
 
 
 class Backend(Protocol):

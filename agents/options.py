@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agents.base import Agent, AgentFactory
+from agents.erring import ErringAgent
 from agents.gold import GoldAgent
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.tool_calling import ToolCallingAgent, system_prompt
@@ -24,9 +25,9 @@ def expert(task: Task) -> Agent:
 class AgentOptions:
     """Which agent plays, and with what model."""
 
-    agent: Literal["tool_calling", "expert", "random"] = "tool_calling"
-    """tool_calling: a language model; expert: a script that knows the goal; random: a script that
-    does not."""
+    agent: Literal["tool_calling", "expert", "erring", "random"] = "tool_calling"
+    """tool_calling: a language model; expert: a script that knows the goal; erring: the same with
+    slips (ToolWOZ only); random: a script that does not know it."""
     model: str = "bundled"
     """The language model: "bundled" (SmolLM2-135M-Instruct, warm-started), "bundled-base" (without
     the warm start), a folder of a model or of an adapter, a .gguf file, or a name on the Hugging
@@ -51,6 +52,8 @@ class AgentOptions:
         """
         if self.agent == "expert":
             yield expert
+        elif self.agent == "erring":
+            yield lambda task: ErringAgent(task, domain.tools)
         elif self.agent == "random":
             yield lambda task: RandomAgent(domain.tools)
         else:

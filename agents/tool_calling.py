@@ -38,7 +38,9 @@ class ToolCallingAgent:
         if completion.finish == "context":
             raise AgentFailure("the dialogue no longer fits the model's context")
         message = parse_action(completion.text)
-        return replace(message, raw=completion.text, usage=completion.usage)
+        return replace(
+            message, raw=completion.text, usage=completion.usage, logprob=completion.logprob
+        )
 
     def prompt(self, view: Sequence[Message]) -> list[ChatMessage]:
         """Return exactly what the model is shown before it writes its next message."""

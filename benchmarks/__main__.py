@@ -12,6 +12,8 @@ from benchmarks.evaluate import EvaluateOptions
 from benchmarks.evaluate import run as evaluate
 from benchmarks.noise import NoiseOptions
 from benchmarks.noise import run as noise
+from benchmarks.search_efficiency import EfficiencyOptions
+from benchmarks.search_efficiency import run as search_efficiency
 from benchmarks.speed import SpeedOptions
 from benchmarks.speed import run as speed
 from toolwoz_gym.cli import main_cli
@@ -27,6 +29,7 @@ def main(args: Sequence[str] | None = None) -> int:
             "controls": (ControlOptions, prove),
             "speed": (SpeedOptions, speed),
             "noise": (NoiseOptions, noise),
+            "search_efficiency": (EfficiencyOptions, search_efficiency),
         },
         args,
         resumable=(BackendError,),

@@ -7,6 +7,7 @@ task are not independent of each other, so the task is the unit of chance throug
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TypeAlias
@@ -102,6 +103,53 @@ def difference(values: Floats, others: Floats, *, seed: int) -> Estimate:
         seed: Equal seeds and values, equal intervals.
     """
     return mean(values - others, seed=seed)
+
+
+def ratio(values: Floats, costs: Floats, *, seed: int) -> Estimate:
+    """Return ``values.sum() / costs.sum()`` with its percentile interval from the same bootstrap.
+
+    Args:
+        values: Shape ``(tasks, trials)``.
+        costs: The same shape; each task's are positive.
+        seed: Equal seeds and arrays, equal intervals.
+    """
+    return _resampled(lambda v, c: v / c, values, costs, seed=seed)
+
+
+def relative_ratio(
+    values: Floats, costs: Floats, other_values: Floats, other_costs: Floats, *, seed: int
+) -> Estimate:
+    """Return how many times ``other_values.sum() / other_costs.sum()`` a ratio is, paired by task.
+
+    Resamples in which the others have no value at all are infinite.
+
+    Args:
+        values: Shape ``(tasks, trials)``, and so the costs.
+        costs: What the values cost.
+        other_values: The same tasks and trials, by other means.
+        other_costs: What they cost.
+        seed: Equal seeds and arrays, equal intervals.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _resampled(
+            lambda v, c, w, d: (v / c) / (w / d),
+            *(values, costs, other_values, other_costs),
+            seed=seed,
+        )
+
+
+def _resampled(figure: Callable[..., Floats], *arrays: Floats, seed: int) -> Estimate:
+    """Return a figure of the arrays' sums over tasks, and its interval from a bootstrap."""
+    sums, random = [array.sum(axis=1) for array in arrays], np.random.default_rng(seed)
+    n = len(sums[0])
+    drawn = []
+    for _ in range(_BLOCKS):
+        picks = random.integers(n, size=(_BLOCK, n))
+        drawn.append(figure(*(total[picks].sum(axis=1) for total in sums)))
+    tail = (1 - CONFIDENCE) / 2
+    whole = float(figure(*(total.sum() for total in sums)))
+    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail], method="lower")
+    return Estimate(whole, float(low), float(high))
 
 
 def sign_test(success: Floats, others: Floats) -> SignTest:

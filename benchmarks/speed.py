@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from benchmarks import tau_speed
+from benchmarks import harvest_load, tau_speed
 from toolwoz_gym import Dialogue, DialogueEnv, make_env, make_toolwoz
 from toolwoz_gym.actions import MAX_CHARS, format_call, parse_action
 from toolwoz_gym.records import write_json
@@ -53,6 +53,8 @@ class SpeedOptions:
     TauBench so many forks are held that have each written to the tables, at most 10,000."""
     rows: tuple[int, ...] = (1, 10, 100)
     """ToolWOZ's rows are repeated so many times while the operations are timed."""
+    latency: tuple[float, ...] = (0.05, 0.5)
+    """Harvests run against a model stub that takes so many seconds for a call."""
     out: Path | None = None
     """JSON file to write all figures to."""
 
@@ -98,6 +100,8 @@ def run(options: SpeedOptions) -> None:
         raise UsageError("name at least one environment, and at least one repetition")
     if min((*options.open, *options.rows), default=1) < 1:
         raise UsageError("numbers of open episodes and of rows are at least 1")
+    if min(options.latency, default=1.0) <= 0:
+        raise UsageError("a model's latency is more than 0 seconds")
     toolwoz = [name for name in options.env if name != TAU]
     envs = {name: make_env(name, world=options.world, split=options.split) for name in toolwoz}
     report: dict[str, Any] = {
@@ -107,6 +111,7 @@ def run(options: SpeedOptions) -> None:
         "calibration_ms": calibration(options.repetitions),
         "env": {},
         "tau_bench": {},
+        "harvest": [],
     }
     print(
         f"{report['machine']}; a loop of 100,000 additions takes "
@@ -118,6 +123,14 @@ def run(options: SpeedOptions) -> None:
         print(f"{TAU} is skipped: its data is not prepared; run {PREPARE}")
     elif TAU in options.env:
         report["tau_bench"] = {name: _time_tau_bench(name, options) for name in TABLES}
+    if options.latency:
+        loads = [harvest_load.measure_load(latency) for latency in options.latency]
+        report["harvest"] = [asdict(load) for load in loads]
+        print(
+            f"Harvest: {harvest_load.TREES_AT_ONCE} trees at once, a model of "
+            f"{harvest_load.SLOTS} slots; until the last tree has begun\n\n{_load_table(loads)}\n"
+            "own: CPU time of search, rules of play, threads and records, as a share of the time\n"
+        )
     if options.out:
         try:
             write_json(options.out, _plain(report))
@@ -531,6 +544,17 @@ def _growth_table(what: str, growth: Mapping[int, Mapping[str, Any]]) -> str:
         cells = [_figure(figures[name].median) for name in GROWTH]
         label = f"{number:,}" if what == "open" else f"x {number}"
         rows.append([label, *cells, *(_figure(figures[name]) for name in extra)])
+    return _aligned(rows)
+
+
+def _load_table(loads: Sequence[harvest_load.Load]) -> str:
+    """Return the table of harvests: a line for each latency of the model."""
+    titles = ("seconds", "calls", "slots busy", "own", "customer", "own us per call")
+    rows = [["model's latency", *titles]]
+    for load in loads:
+        shares = (f"{share:.1%}" for share in (load.busy, load.own, load.customer))
+        figures = [_figure(load.seconds), f"{load.calls:,}", *shares, _figure(load.own_us)]
+        rows.append([f"{load.latency:g} s", *figures])
     return _aligned(rows)
 
 

@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from agents.base import BackendError
 from agents.options import AgentOptions
 from agents.tool_calling import system_prompt
+from josh_search.engine import LocalEngine
 from josh_search.harvest import finish, harvest
 from josh_search.search import SearchOptions
 from toolwoz_gym import make_env
@@ -52,7 +54,7 @@ class HarvestOptions(AgentOptions):
     def decisive(self) -> dict[str, Any]:
         """Return the options that decide what the records say, as JSON data."""
         values = asdict(self)
-        return {k: v for k, v in values.items() if k not in ("run", "trees", "device")}
+        return {k: v for k, v in values.items() if k not in ("run", "tasks", "trees", "device")}
 
 
 def run(options: HarvestOptions) -> None:
@@ -77,18 +79,19 @@ def run(options: HarvestOptions) -> None:
 
     with options.open(dialogue.domain) as make_agent, Progress() as progress:
         folder = RunFolder(options.run, config)
-        tally = harvest(
+        engine = LocalEngine(
             dialogue,
             make_agent,
-            [env.tasks[i] for i in range(options.tasks)],
-            folder,
             seed=options.seed,
             options=SearchOptions(
-                options.beam, options.max_steps, options.max_outputs, options.reward
+                beam=options.beam,
+                max_steps=options.max_steps,
+                max_outputs=options.max_outputs,
+                reward=options.reward,
             ),
             trees_at_once=options.trees,
-            watcher=progress,
         )
+        tally = harvest(engine, env.tasks, folder, watcher=progress, number=options.tasks)
     seconds = time.monotonic() - began
     system = system_prompt(dialogue.domain.policy, dialogue.domain.tools)
     whole = None if tally.before else seconds  # how long the other sessions took is not known
@@ -102,7 +105,14 @@ def run(options: HarvestOptions) -> None:
     )
     for reason, count in rows["dropped"].items():
         print(f"dropped: {count} {reason}")
+    for reason, count in islice(tally.reasons().items(), 5):
+        print(f"infra_error: {count} trees were lost: {reason}")
     print(f"look at {options.run / 'report.html'}")
+    if tally.finished < tally.tasks:
+        raise BackendError(
+            f"{tally.tasks - tally.finished} of {tally.tasks} trees have no record: "
+            f"the model did not answer ({next(iter(tally.reasons()))})"
+        )
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from agents.base import AgentFactory
+from josh_search.engine import Engine, Job
 from josh_search.report import write_report
-from josh_search.rows import make_rows
-from josh_search.search import SearchOptions, search
-from josh_search.tree import Tree, tree_key, tree_to_json
-from toolwoz_gym.dialogue import Dialogue
-from toolwoz_gym.pools import as_finished
-from toolwoz_gym.records import RunFolder, read_jsonl, write_json, write_jsonl
-from toolwoz_gym.seeding import derive
+from josh_search.rows import write_rows
+from josh_search.tree import tree_key
+from toolwoz_gym.records import Log, RunFolder, cannot_write, read_jsonl, write_json
 from toolwoz_gym.types import Task
+
+PATIENCE = (1.0, 5.0, 25.0, 60.0)
+"""Seconds to wait before lost trees are tried again, from one vain round to the next."""
+
+MOST_LOST = 20
+"""A round is broken off when so many trees in a row were lost: the model must be down."""
 
 
 @dataclass(slots=True)
@@ -26,6 +29,7 @@ class Tally:
     """How far a harvest has come: what its records hold, and the trees that still grow."""
 
     tasks: int
+    """How many trees the folder holds when all is done."""
     finished: int = 0
     before: int = 0
     """Of the finished, those that an earlier session had finished."""
@@ -39,6 +43,8 @@ class Tally:
     )
     live: dict[str, int] = field(default_factory=dict)
     """Live leaves of the trees that still grow, by key."""
+    lost: dict[str, str] = field(default_factory=dict)
+    """Why there is no record of a tree that was tried, by key: a model behind it did not answer."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count a finished tree."""
@@ -50,13 +56,18 @@ class Tally:
         for role, usage in record["usage"].items():
             for kind, tokens in usage.items():
                 self.usage[role][kind] += tokens
-        self.live.pop(record["key"], None)
+
+    def reasons(self) -> dict[str, int]:
+        """Return for which reasons trees were lost, and how many, the most frequent first."""
+        return dict(Counter(self.lost.values()).most_common())
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures that go into ``summary.json``."""
         return {
             "tasks": self.tasks,
             "finished": self.finished,
+            "infra_error": len(self.lost),
+            "infra_reasons": self.reasons(),
             "solved": self.solved,
             "goals_met": self.goals_met,
             "goals_total": self.goals_total,
@@ -67,83 +78,124 @@ class Tally:
 
 
 class Watcher(Protocol):
-    """Shows how a harvest gets on."""
+    """Shows how a harvest gets on. It may be called from any thread."""
 
     def update(self, tally: Tally, record: Mapping[str, Any] | None) -> None:
         """Show the tally; ``record`` is the tree that has just been finished, if one has."""
         ...
 
+    def wait(self, tally: Tally, seconds: float) -> None:
+        """Say that lost trees are tried again after so many seconds."""
+        ...
+
 
 def harvest(
-    dialogue: Dialogue,
-    make_agent: AgentFactory,
+    engine: Engine,
     tasks: Sequence[Task],
     folder: RunFolder,
     *,
-    seed: int,
-    options: SearchOptions,
-    trees_at_once: int,
     watcher: Watcher,
+    number: int | None = None,
+    patience: Sequence[float] = PATIENCE,
 ) -> Tally:
     """Search a tree for every task that the folder has no record of yet.
 
+    A tree is lost when a model behind it does not answer. It leaves no record, the others go on,
+    and it is tried again after them: in this run for as long as ``patience`` lasts, and then in the
+    next one.
+
     Args:
-        dialogue: The rules of play.
-        make_agent: Makes the agent of a task.
+        engine: What grows the trees.
         tasks: What to play.
         folder: Where ``trees.jsonl`` grows by a line for each finished tree.
-        seed: A task's seed is derived from it and from the task's id, so that a tree does not
-            depend on the others.
-        options: How trees grow.
-        trees_at_once: How many trees grow at a time; their model calls are in flight together.
         watcher: Is told of every step of every tree.
+        number: How many of the tasks to play, from the first on; None plays all.
+        patience: Seconds to wait before lost trees are tried again, from one vain round to the
+            next; a round that finishes a tree begins anew. When they are used up, the harvest ends.
+
+    Returns:
+        What the folder holds now, and which trees were lost.
 
     Raises:
-        BackendError: A model did not answer. Trees that were finished are in the folder.
+        UsageError: The folder cannot be written: no space is left, for example.
     """
-    tally = Tally(len(tasks))
-    log = folder.log("trees")
-    wanted = {tree_key(task, trial=0): task for task in tasks}
-
-    def grow(key: str, task: Task) -> Tree:
-        def on_step(tree: Tree, live: int) -> None:
-            tally.live[key] = live
-            watcher.update(tally, None)
-
-        return search(
-            dialogue,
-            make_agent(task),
-            task,
-            seed=derive(seed, task.id),
-            options=options,
-            mapper=leaf_pool.map,
-            on_step=on_step,
-        )
-
-    with (
-        closing(log),
-        ThreadPoolExecutor(trees_at_once * options.beam) as leaf_pool,
-        ThreadPoolExecutor(trees_at_once) as tree_pool,
-    ):
-        for record in read_jsonl(log.path):
-            if wanted.pop(record["key"], None):
-                tally.add(record)
-        tally.before = tally.finished
+    with closing(folder.log("trees")) as log:
+        tally, waiting = _take_stock(log.path, tasks, len(tasks) if number is None else number)
         watcher.update(tally, None)
-        growing = (tree_pool.submit(grow, key, task) for key, task in wanted.items())
-        try:
-            with closing(as_finished(growing)) as groups:
-                for done in groups:
-                    # What is finished is kept before an error breaks off.
-                    for future in sorted(done, key=lambda future: future.exception() is not None):
-                        record = tree_to_json(future.result(), trial=0)
-                        log.append(record)
-                        tally.add(record)
-                        watcher.update(tally, record)
-        finally:  # an error, or an interrupt from the keyboard: begin nothing more
-            tree_pool.shutdown(wait=False, cancel_futures=True)
-            leaf_pool.shutdown(wait=False, cancel_futures=True)
+        vain = 0
+        while waiting:
+            before = tally.finished
+            _play_round(engine, tasks, waiting, log, tally, watcher)
+            vain = 0 if tally.finished > before else vain + 1
+            if vain > len(patience):
+                break
+            if waiting:
+                seconds = patience[max(0, vain - 1)] if patience else 0.0
+                watcher.wait(tally, seconds)
+                time.sleep(seconds)
     return tally
+
+
+def _take_stock(trees: Path, tasks: Sequence[Task], number: int) -> tuple[Tally, deque[int]]:
+    """Count what is finished, and return which of the first tasks are not, by their index."""
+    tally, finished = Tally(0), set()
+    for record in read_jsonl(trees):
+        if record["key"] not in finished:
+            finished.add(record["key"])
+            tally.add(record)
+    waiting = deque(
+        index
+        for index in range(number)
+        if not finished or tree_key(tasks[index], trial=0) not in finished
+    )
+    tally.before = tally.finished
+    tally.tasks = tally.finished + len(waiting)
+    return tally, waiting
+
+
+def _play_round(
+    engine: Engine,
+    tasks: Sequence[Task],
+    waiting: deque[int],
+    log: Log,
+    tally: Tally,
+    watcher: Watcher,
+) -> None:
+    """Try each waiting task once, until all are tried or too many trees in a row are lost.
+
+    What is finished leaves the queue; what is lost goes to its end.
+    """
+    playing: dict[str, int] = {}
+    in_a_row = 0
+
+    def jobs() -> Iterator[Job]:
+        for _ in range(len(waiting)):
+            if in_a_row >= MOST_LOST:
+                return
+            index = waiting.popleft()
+            task = tasks[index]
+            key = tree_key(task, trial=0)
+            playing[key] = index
+            yield key, task
+
+    def on_step(key: str, live: int) -> None:
+        tally.live[key] = live
+        watcher.update(tally, None)
+
+    with closing(engine.grow(jobs(), on_step)) as outcomes:
+        for grown in outcomes:
+            index = playing.pop(grown.key)
+            tally.live.pop(grown.key, None)
+            if grown.record is None:
+                in_a_row += 1
+                tally.lost[grown.key] = grown.error or ""
+                waiting.append(index)
+            else:
+                in_a_row = 0
+                log.append(grown.record)
+                tally.lost.pop(grown.key, None)
+                tally.add(grown.record)
+            watcher.update(tally, grown.record)
 
 
 def finish(run: Path, tally: Tally, system: str, **more: Any) -> dict[str, Any]:
@@ -157,11 +209,15 @@ def finish(run: Path, tally: Tally, system: str, **more: Any) -> dict[str, Any]:
 
     Returns:
         The summary.
+
+    Raises:
+        UsageError: The folder cannot be written. Its trees are whole.
     """
-    rows = make_rows(read_jsonl(run / "trees.jsonl"), system)
-    for name in ("kto", "sft", "dpo"):
-        write_jsonl(run / f"{name}.jsonl", getattr(rows, name))
-    summary = {"run": run.name, **tally.to_json(), "rows": rows.counts(), **more}
-    write_json(run / "summary.json", summary)
-    write_report(run)
+    try:
+        rows = write_rows(run, system)
+        summary = {"run": run.name, **tally.to_json(), "rows": rows, **more}
+        write_json(run / "summary.json", summary)
+        write_report(run)
+    except OSError as error:
+        raise cannot_write(run, error) from None
     return summary

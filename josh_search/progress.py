@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from rich.text import Text
 from josh_search.harvest import Tally
 from toolwoz_gym.progress import LiveLine
 
+_GLANCE = 0.25
+"""Seconds between two looks at the steps of trees: there can be hundreds of steps a second."""
+
 
 class Progress(LiveLine):
     """Shows a harvest's tally; a context manager."""
@@ -18,17 +22,32 @@ class Progress(LiveLine):
     def __init__(self, console: Console | None = None) -> None:
         """Show on ``console``, standard output unless told otherwise."""
         super().__init__("trees", console)
+        self._shown = float("-inf")
 
     def update(self, tally: Tally, record: Mapping[str, Any] | None) -> None:
         """Show the tally, and a line for a tree that has just been finished."""
+        now = time.monotonic()
+        if record is None and now < self._shown + _GLANCE:
+            return
+        self._shown = now
+        self._show(tally, None if record is None else _tree_line(record, tally))
+
+    def wait(self, tally: Tally, seconds: float) -> None:
+        """Say that lost trees are tried again after so many seconds."""
+        reason = next(iter(tally.reasons()))
+        text = f"{len(tally.lost)} trees were lost ({reason}): trying again in {seconds:.0f} s"
+        self._show(tally, Text(text, "red"))
+
+    def _show(self, tally: Tally, line: Text | None) -> None:
         tokens = sum(sum(usage.values()) for usage in tally.usage.values())
-        figures = (
+        figures = [
             Text(f"{tally.solved} solved", "green"),
-            Text(f"{sum(tally.live.values())} leaves live"),
+            Text(f"{sum(tally.live.copy().values())} leaves live"),
             Text(f"goals {tally.goals_met}/{tally.goals_total}"),
             Text(f"{tokens / 1000:.0f}k tokens"),
-        )
-        line = None if record is None else _tree_line(record, tally)
+        ]
+        if tally.lost:
+            figures.append(Text(f"{len(tally.lost)} lost", "red"))
         self.show(tally.finished, tally.tasks, figures, line)
 
 

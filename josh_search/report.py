@@ -1,20 +1,23 @@
 """The report of a search run: one HTML file that shows every tree, read straight from disk.
 
-The page is ``report_template.html`` with the run's data put in as JSON: one script element for the
-run and its list of tasks, and one for the nodes of each tree, which the page parses when that tree
-is looked at. What was said in a dialogue is hostile: here it cannot leave its script element, and
-the page writes it as text, never as markup.
+The page is ``report_template.html`` with the run's data put in: a script element for the run, and
+two for each tree. The first says as JSON what the list of tasks needs; the second holds the nodes,
+deflated and in base64, which the page unpacks when that tree is looked at. (As plain JSON the file
+would be five times as large.) What was said in a dialogue is hostile: here it cannot leave its
+script element, and the page writes it as text, never as markup.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import zlib
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from toolwoz_gym.actions import parse_action
-from toolwoz_gym.records import dump, message_from_json, read_jsonl, write_text
+from toolwoz_gym.records import dump, message_from_json, read_jsonl, replacing
 from toolwoz_gym.types import UsageError
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -24,6 +27,8 @@ _DATA = "<!-- data -->"
 
 def write_report(run: Path) -> Path:
     """Write ``report.html`` into the folder of a search run, finished or under way.
+
+    One tree is in memory at a time.
 
     Args:
         run: The folder: ``config.json``, and what there is so far of ``trees.jsonl`` and
@@ -35,40 +40,72 @@ def write_report(run: Path) -> Path:
     Raises:
         UsageError: The folder holds no run, or one of its files is damaged.
     """
-    trees = run / "trees.jsonl"
-    tasks, scripts = [], []
-    for number, tree in enumerate(read_jsonl(trees) if trees.exists() else ()):
-        nodes = [_slim_node(node) for node in tree.pop("nodes")]
-        tasks.append(tree)
-        scripts.append(_script(f"tree-{number}", nodes))
-    summary = _read_json(run / "summary.json") if (run / "summary.json").exists() else {}
-    index = {
+    about = {
         "run": run.resolve().name,
         "config": _read_json(run / "config.json"),
-        "summary": summary,
-        "tasks": tasks,
+        "summary": _read_json(run / "summary.json") if (run / "summary.json").exists() else {},
     }
-    before, after = _TEMPLATE.read_text("utf-8").split(_DATA)
     report = run / "report.html"
-    write_text(report, "".join([before, _script("run-data", index), *scripts, after]))
+    with replacing(report) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(_parts(about, run / "trees.jsonl"))
     return report
 
 
-def _script(name: str, data: Any) -> str:
+def _parts(about: Mapping[str, Any], trees: Path) -> Iterator[str]:
+    """Yield the text of the page, piece by piece."""
+    before, after = _TEMPLATE.read_text("utf-8").split(_DATA)
+    yield before
+    yield _json_script("run", about)
+    for tree in read_jsonl(trees) if trees.exists() else ():
+        nodes = tree.pop("nodes")
+        seed = str(tree["seed"])
+        task = {**tree, "seed": seed, "nodes": len(nodes), "milestones": _milestones(tree, nodes)}
+        yield _json_script("task", task)
+        packed = b64encode(zlib.compress(dump([_slim_node(n) for n in nodes]).encode("ascii")))
+        yield f'<script type="text/plain" class="nodes">{packed.decode("ascii")}</script>\n'
+    yield after
+
+
+def _json_script(name: str, data: Any) -> str:
     """Return data as an inert script element: without ``<``, no text can end or open anything."""
     text = dump(data).replace("<", "\\u003c")
-    return f'<script type="application/json" id="{name}">{text}</script>\n'
+    return f'<script type="application/json" class="{name}">{text}</script>\n'
+
+
+def _milestones(
+    tree: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]
+) -> list[tuple[int, int]]:
+    """Return how a tree's golden path came about.
+
+    Returns:
+        For each golden node that met a goal or ended in success, in the order in which nodes were
+        played: the tokens that agent and customer had written by then, and the goals met by then.
+    """
+    written = 0
+    met: set[int] = set()
+    milestones = []
+    for node in nodes:
+        customer = [m["usage"] for m in node["messages"] if m["role"] == "user" and "usage" in m]
+        written += sum(usage["completion"] for usage in [node["usage"], *customer])
+        success = node["outcome"] == "success"
+        if node["golden"] and (success or node["met"]):
+            # With the terminal reward, only a success tells which goals were met.
+            met.update(tree["goals_met"] if success else node["met"])
+            milestones.append((written, len(met)))
+    return milestones
 
 
 def _slim_node(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a node without what the page can do without: it is most of the file."""
-    kept = {name: v for name, v in node.items() if v is not None and v is not False and v != []}
-    return {**kept, "messages": [_slim_message(m) for m in node["messages"]]}
+    """Return a node without what the page can do without."""
+    slim = {name: v for name, v in node.items() if v is not None and v is not False and v != []}
+    if "seed" in slim:  # too large for a number of JavaScript's
+        slim["seed"] = str(slim["seed"])
+    return {**slim, "messages": [_slim_message(m) for m in node["messages"]]}
 
 
 def _slim_message(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message without its cost, and without ``raw`` where that says nothing more."""
-    slim = {name: value for name, value in data.items() if name not in ("raw", "usage")}
+    """Return a message without ``raw`` where that says nothing more."""
+    slim = {name: value for name, value in data.items() if name != "raw"}
     if (raw := data.get("raw")) is not None:
         message, written = message_from_json(slim), parse_action(raw)
         if (written.content, written.call) != (message.content, message.call):

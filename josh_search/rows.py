@@ -1,24 +1,44 @@
 """From trees to training rows: what was good at a prompt, and what was worse.
 
 A row is ``prompt`` (the chat that the model was shown), ``completion`` (one assistant message as
-the model wrote it) and, for KTO, ``label``. Only solved searches give rows.
+the model wrote it) and, for KTO, ``label``. Only solved searches give rows. ``docs/rows.md`` states
+the rules, and every reason for which a message gives no row.
 """
 
 from __future__ import annotations
 
-import json
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from agents.tool_calling import render_prompt
-from toolwoz_gym.actions import format_action
-from toolwoz_gym.records import message_from_json
+from toolwoz_gym.records import dump, message_from_json, read_jsonl, replacing
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import Message
 
-Row = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
+
+Verdict: TypeAlias = bool | str
+"""Of a message: good, bad, or why it is neither."""
+
+KINDS = ("kto", "sft", "dpo")
+"""What rows there are: each has a file of this name in the run's folder."""
+
+UNSOLVED = "messages of trees without a solution"
+ASTRAY = "messages after their branch had left the golden path"
+REPEATED = "messages said before at the same prompt of their tree"
+MALFORMED = "messages of golden paths with malformed output"
+LED_TO_A_GOAL = "messages that left the golden path and led to a goal"
+GOOD_ELSEWHERE = "messages that led to a goal in another tree"
+NOT_UNICODE = "messages with characters that no file can hold"
+UNPAIRED = "bad messages without a good one to pair them with"
+"""This one is no message without a row: it has its KTO row, but gives no pair for DPO."""
 
 
 @dataclass(slots=True)
@@ -29,132 +49,206 @@ class Rows:
     sft: list[Row] = field(default_factory=list)
     dpo: list[Row] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
-    """How many trees or messages gave no row, by reason."""
+    """How many assistant messages gave no row, by reason; and the bad ones :data:`UNPAIRED`."""
+
+    def add(self, other: Rows) -> None:
+        """Append the rows of other trees."""
+        self.kto += other.kto
+        self.sft += other.sft
+        self.dpo += other.dpo
+        self.dropped.update(other.dropped)
 
     def counts(self) -> dict[str, Any]:
-        """Return how many rows there are and how many were dropped."""
-        good = sum(row["label"] for row in self.kto)
-        return {
-            "kto": {"good": good, "bad": len(self.kto) - good},
-            "sft": len(self.sft),
-            "dpo": len(self.dpo),
-            "dropped": dict(sorted(self.dropped.items())),
-        }
+        """Return how many rows there are, by kind, and how many messages gave none, by reason."""
+        return _counts(self.tally(), self.dropped)
+
+    def tally(self) -> Counter[str]:
+        """Count the rows: ``good`` and ``bad`` for KTO, ``sft``, ``dpo``."""
+        good = len(self.sft)
+        return Counter(good=good, bad=len(self.kto) - good, sft=good, dpo=len(self.dpo))
+
+
+class Successes:
+    """What led to a goal in any tree of a run: eight bytes for each such message."""
+
+    def __init__(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Read the trees of a run.
+
+        Args:
+            records: Lines of ``trees.jsonl``.
+        """
+        digests = array("Q")
+        for record in records:
+            digests.extend(said.digest for said in _said(record) if said.successful)
+        self._sorted = np.unique(np.frombuffer(digests, dtype=np.uint64))
+
+    def __contains__(self, digest: int) -> bool:
+        """Return whether the message of this digest led to a goal somewhere."""
+        at = np.searchsorted(self._sorted, np.uint64(digest))
+        return bool(at < len(self._sorted) and self._sorted[at] == digest)
+
+
+def write_rows(run: Path, system: str) -> dict[str, Any]:
+    """Write the row files of a run: ``kto.jsonl``, ``sft.jsonl`` and ``dpo.jsonl``.
+
+    The trees are read twice and held one at a time, so that a run may have any number of them.
+
+    Args:
+        run: The run's folder, with its ``trees.jsonl``.
+        system: The system prompt that the model was shown.
+
+    Returns:
+        How many rows there are, by kind, and how many messages gave none, by reason.
+
+    Raises:
+        UsageError: The trees cannot be read.
+        OSError: The rows cannot be written. Older files are as they were.
+    """
+    trees = run / "trees.jsonl"
+    successes = Successes(read_jsonl(trees))
+    tally, dropped = Counter[str](), Counter[str]()
+    with ExitStack() as stack:
+        files = {}
+        for kind in KINDS:
+            part = stack.enter_context(replacing(run / f"{kind}.jsonl"))
+            files[kind] = stack.enter_context(open(part, "w", encoding="ascii", newline="\n"))
+        for record in read_jsonl(trees):
+            rows = tree_rows(record, system, successes)
+            for kind, file in files.items():
+                file.writelines(f"{dump(row)}\n" for row in getattr(rows, kind))
+            tally.update(rows.tally())
+            dropped.update(rows.dropped)
+    return _counts(tally, dropped)
 
 
 def make_rows(records: Iterable[Mapping[str, Any]], system: str) -> Rows:
-    """Return the rows of the trees of a run.
+    """Return the rows of trees that fit in memory: those that :func:`write_rows` would write.
 
     Args:
-        records: Lines of ``trees.jsonl``.
+        records: All lines of a ``trees.jsonl``.
         system: The system prompt that the model was shown.
     """
-    rows = Rows()
-    for record in records:
-        if record["solved"]:
-            _add_rows(rows, record, system)
-        else:
-            rows.dropped["trees without a solution"] += 1
-    _settle(rows)
+    trees = list(records)
+    successes, rows = Successes(trees), Rows()
+    for record in trees:
+        rows.add(tree_rows(record, system, successes))
     return rows
 
 
-def _settle(rows: Rows) -> None:
-    """Drop what is good in one tree from the bad rows of another: tasks can begin alike."""
-    good = {json.dumps([row["prompt"], row["completion"]]) for row in rows.sft}
-    kto = [
-        row
-        for row in rows.kto
-        if row["label"] or json.dumps([row["prompt"], row["completion"]]) not in good
-    ]
-    if dropped := len(rows.kto) - len(kto):
-        rows.dropped["messages that are good in another tree"] += dropped
-    rows.kto = kto
-    rows.dpo = [row for row in rows.dpo if json.dumps([row["prompt"], row["rejected"]]) not in good]
+def tree_rows(record: Mapping[str, Any], system: str, successes: Successes) -> Rows:
+    """Return the rows of one tree.
 
-
-def _add_rows(rows: Rows, record: Mapping[str, Any], system: str) -> None:
-    turns = _read_turns(record["nodes"])
-    clean = _clean_nodes(record["nodes"], turns)
-    golden: dict[int, dict[str, bool]] = {}
-    """By prompt: the golden completions, and whether they are good rows."""
-    rewarded = set()
-    for node in record["nodes"]:
-        for turn in turns[node["id"]]:
-            if node["golden"]:
-                texts = golden.setdefault(turn.prompt, {})
-                texts[turn.text] = texts.get(turn.text, False) or node["id"] in clean
-            elif node["successful"]:
-                rewarded.add((turn.prompt, turn.text))
-
-    seen = set()
-    # Golden nodes first: a good row names one of them, not a sibling that wrote the same.
-    for node in sorted(record["nodes"], key=lambda node: not node["golden"]):
-        for turn in turns[node["id"]]:
-            good = golden.get(turn.prompt, {}).get(turn.text)
-            if (turn.prompt, turn.text) in seen or turn.prompt not in golden:
-                continue  # said before, or said where the golden path does not come by
-            seen.add((turn.prompt, turn.text))
-            if good is None and (turn.prompt, turn.text) in rewarded:
-                rows.dropped["messages that left the golden path and met a goal"] += 1
-            elif good is False:
-                rows.dropped["messages of golden paths with malformed output"] += 1
-            else:
-                _add_row(rows, record, system, node["id"], turn, good is not None, golden)
-
-
-def _add_row(
-    rows: Rows,
-    record: Mapping[str, Any],
-    system: str,
-    node: int,
-    turn: _Turn,
-    good: bool,
-    golden: Mapping[int, Mapping[str, bool]],
-) -> None:
-    where = {"task_id": record["task_id"], "tree": record["key"], "node": node}
-    prompt, completion = render_prompt(system, turn.view), _chat(turn.text)
-    rows.kto.append({"prompt": prompt, "completion": completion, "label": good, **where})
-    if good:
-        rows.sft.append({"prompt": prompt, "completion": completion, **where})
-        return
-    for text, is_good in golden[turn.prompt].items():
-        if is_good:
+    Args:
+        record: A line of ``trees.jsonl``.
+        system: The system prompt that the model was shown.
+        successes: What led to a goal in any tree of the run: it is never a bad row.
+    """
+    rows = Rows()
+    good: dict[int, list[str]] = {}
+    """The good completions, by the digest of their prompt."""
+    for said, verdict in _judge(record, successes):
+        if isinstance(verdict, str):
+            rows.dropped[verdict] += 1
+            continue
+        prompt = render_prompt(system, said.view)
+        where = {"task_id": record["task_id"], "tree": record["key"], "node": said.node}
+        completion = _chat(said.text)
+        rows.kto.append({"prompt": prompt, "completion": completion, "label": verdict, **where})
+        if verdict:
+            good.setdefault(said.prompt, []).append(said.text)
+            rows.sft.append({"prompt": prompt, "completion": completion, **where})
+            continue
+        better = good.get(said.prompt, ())
+        rows.dropped.update([UNPAIRED] if not better else [])
+        for text in better:
             pair = {"chosen": _chat(text), "rejected": completion}
             rows.dpo.append({"prompt": prompt, **pair, **where})
+    return rows
+
+
+def _judge(record: Mapping[str, Any], successes: Successes) -> Iterator[tuple[_Said, Verdict]]:
+    """Yield every assistant message of a tree with its verdict, the golden ones first."""
+    said = _said(record)
+    clean = _clean_nodes(record["nodes"], {message.node for message in said if message.malformed})
+    prompts = {message.prompt for message in said if message.golden}
+    golden = {message.digest for message in said if message.golden}
+    good = {message.digest for message in said if message.node in clean}
+    successful = {message.digest for message in said if message.successful}
+
+    def verdict(message: _Said) -> Verdict:
+        if message.prompt not in prompts:
+            return ASTRAY
+        if message.digest in seen:
+            return REPEATED
+        if message.digest in golden and message.digest not in good:
+            return MALFORMED
+        if message.digest not in golden and message.digest in successful:
+            return LED_TO_A_GOAL
+        if message.digest not in golden and message.digest in successes:
+            return GOOD_ELSEWHERE
+        if not message.is_unicode():
+            return NOT_UNICODE
+        return message.digest in golden
+
+    seen: set[int] = set()
+    # Golden nodes first: a good row names one of them, not a sibling that wrote the same.
+    for message in sorted(said, key=lambda message: not message.golden):
+        yield message, verdict(message) if record["solved"] else UNSOLVED
+        seen.add(message.digest)
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
-    """One assistant message of a node, and what it answers."""
+class _Said:
+    """One assistant message of a tree."""
 
-    prompt: int
-    """Hash of everything said before it."""
+    node: int
+    golden: bool
+    """Whether its node is golden."""
+    successful: bool
+    """Whether its node is: then no tree may punish it."""
     view: tuple[Message, ...]
     """Everything said before it."""
     text: str
+    """What the model wrote."""
     malformed: bool
+    prompt: int
+    """Digest of what the model was shown, the system prompt apart: that is the same all over."""
+    digest: int
+    """Digest of prompt and text: messages of equal digests give equal rows."""
+
+    def is_unicode(self) -> bool:
+        """Return whether prompt and text can be written as UTF-8: half a surrogate pair cannot."""
+        shown = [message["content"] for message in render_prompt("", self.view)]
+        try:
+            "".join([*shown, self.text]).encode()
+        except UnicodeEncodeError:
+            return False
+        return True
 
 
-def _read_turns(nodes: Sequence[Mapping[str, Any]]) -> list[list[_Turn]]:
-    """Return the assistant messages of every node, by node."""
+def _said(record: Mapping[str, Any]) -> list[_Said]:
+    """Return the assistant messages of a tree, node by node."""
+    said = []
     ends: list[tuple[int, tuple[Message, ...]]] = []
-    turns: list[list[_Turn]] = []
-    for node in nodes:
+    for node in record["nodes"]:
         prompt, view = (0, ()) if node["parent"] is None else ends[node["parent"]]
-        own = []
+        golden, successful = node["golden"], node["successful"] or node["golden"]
         for message in map(message_from_json, node["messages"]):
-            text = _written(message)
+            _, shown = render_prompt("", [message])
+            text = shown["content"]
+            digest = derive(prompt, shown["role"], text)
             if message.role == "assistant":
-                own.append(_Turn(prompt, view, text, message.error is not None))
-            prompt, view = derive(prompt, message.role, text), (*view, message)
-        turns.append(own)
+                malformed = message.error is not None
+                said.append(
+                    _Said(node["id"], golden, successful, view, text, malformed, prompt, digest)
+                )
+            prompt, view = digest, (*view, message)
         ends.append((prompt, view))
-    return turns
+    return said
 
 
-def _clean_nodes(nodes: Sequence[Mapping[str, Any]], turns: list[list[_Turn]]) -> set[int]:
-    """Return the nodes on golden paths without malformed output."""
+def _clean_nodes(nodes: Sequence[Mapping[str, Any]], malformed: set[int]) -> set[int]:
+    """Return the nodes on golden paths of which no node is in ``malformed``."""
     inner = {node["parent"] for node in nodes if node["golden"]}
     clean: set[int] = set()
     for node in nodes:
@@ -163,14 +257,18 @@ def _clean_nodes(nodes: Sequence[Mapping[str, Any]], turns: list[list[_Turn]]) -
             while above is not None:
                 path.append(above)
                 above = nodes[above]["parent"]
-            if not any(turn.malformed for i in path for turn in turns[i]):
+            if malformed.isdisjoint(path):
                 clean.update(path)
     return clean
 
 
-def _written(message: Message) -> str:
-    """Return a message as it was written."""
-    return format_action(message) if message.raw is None else message.raw
+def _counts(tally: Mapping[str, int], dropped: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "kto": {"good": tally["good"], "bad": tally["bad"]},
+        "sft": tally["sft"],
+        "dpo": tally["dpo"],
+        "dropped": dict(sorted(dropped.items())),
+    }
 
 
 def _chat(text: str) -> list[dict[str, str]]:

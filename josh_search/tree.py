@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from toolwoz_gym.records import message_to_json, usage_of, usage_to_json
-from toolwoz_gym.types import Episode, Message, Task
+from toolwoz_gym.types import Episode, Message, Task, Usage
 
 
 @dataclass(slots=True)
@@ -16,12 +16,13 @@ class Node:
     id: int
     parent: Node | None
     step: int | None
-    """The search step in which the turn was played; None for the root, the customer's opening."""
+    """How many steps the node is from the root; None for the root, the customer's opening."""
     episode: Episode
     """A snapshot: children begin with it, and share what it holds."""
     state: Literal["root", "expanded", "live", "pruned", "over"]
-    """``expanded``: went on to children; ``live``: alive when the search ended; ``pruned``: dropped
-    when another leaf met a goal; ``over``: its dialogue ended."""
+    """``expanded``: went on to children; ``live``: alive when the search ended; ``pruned``: given
+    up, since another leaf met a goal or since no reward was to be had any more; ``over``: its
+    dialogue ended."""
     met: frozenset[int] = frozenset()
     """The outstanding goals that the turn met."""
     collapsed: bool = False
@@ -30,6 +31,17 @@ class Node:
     """Whether the node or one below it met a goal."""
     golden: bool = False
     """Whether the node leads to a target, or is one."""
+    seed: int | None = None
+    """Where the luck of the agent's turn came from; None for the root."""
+    visits: int = 1
+    """How often the search drew just this turn here."""
+    repeated: Usage = Usage()
+    """What the model cost when it said the same once more."""
+
+    @property
+    def usage(self) -> Usage:
+        """What the agent's turn has cost, all visits together."""
+        return usage_of(self.messages, "assistant") + self.repeated
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -59,14 +71,24 @@ class Tree:
     """The goals on the golden path."""
     solved: bool = False
     steps: int = 0
-    """Search steps played."""
+    """Search steps played: those of the whole beam, or single moves where one path is played at a
+    time."""
 
-    def grow(self, parent: Node | None, step: int | None, episode: Episode) -> Node:
+    @property
+    def written(self) -> int:
+        """Tokens that agent and customer have written."""
+        return sum(
+            node.usage.completion + usage_of(node.messages, "user").completion
+            for node in self.nodes
+        )
+
+    def grow(self, parent: Node | None, episode: Episode, seed: int | None = None) -> Node:
         """Add a node; ``live``, or ``over`` when its dialogue has ended."""
         state: Literal["root", "live", "over"] = "live" if parent else "root"
         if episode.outcome is not None:
             state = "over"
-        node = Node(len(self.nodes), parent, step, episode, state)
+        step = None if parent is None else 0 if parent.step is None else parent.step + 1
+        node = Node(len(self.nodes), parent, step, episode, state, seed=seed)
         self.nodes.append(node)
         return node
 
@@ -78,7 +100,7 @@ class Tree:
 
 def tree_to_json(tree: Tree, trial: int) -> dict[str, Any]:
     """Return the record of a finished search: a line of ``trees.jsonl``."""
-    messages = [m for node in tree.nodes for m in node.messages]
+    customers = [m for node in tree.nodes for m in node.messages]
     return {
         "key": tree_key(tree.task, trial),
         "task_id": tree.task.id,
@@ -91,8 +113,8 @@ def tree_to_json(tree: Tree, trial: int) -> dict[str, Any]:
         "goals_met": sorted(tree.goals_met),
         "steps": tree.steps,
         "usage": {
-            "agent": usage_to_json(usage_of(messages, "assistant")),
-            "user": usage_to_json(usage_of(messages, "user")),
+            "agent": usage_to_json(sum((node.usage for node in tree.nodes), Usage())),
+            "user": usage_to_json(usage_of(customers, "user")),
         },
         "nodes": [_node_to_json(node) for node in tree.nodes],
     }
@@ -114,6 +136,8 @@ def _node_to_json(node: Node) -> dict[str, Any]:
         "successful": node.successful,
         "golden": node.golden,
         "outcome": node.episode.outcome,
-        "usage": usage_to_json(usage_of(node.messages, "assistant")),
+        "seed": node.seed,
+        "visits": node.visits,
+        "usage": usage_to_json(node.usage),
         "messages": [message_to_json(m) for m in node.messages],
     }

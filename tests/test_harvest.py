@@ -17,6 +17,7 @@ from agents.base import Agent, AgentFactory, BackendError
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.tool_calling import system_prompt
 from josh_search.__main__ import main
+from josh_search.engine import LocalEngine
 from josh_search.harvest import Tally, finish, harvest
 from josh_search.search import SearchOptions
 from toolwoz_gym.dialogue import Dialogue
@@ -48,6 +49,9 @@ class Silent:
         else:
             self.records.append(record["key"])
 
+    def wait(self, tally: Tally, seconds: float) -> None:
+        raise AssertionError("no tree was lost")
+
 
 def every_third(task: Task) -> Agent:
     """Let the expert play a third of the tasks, and chance the others."""
@@ -72,16 +76,14 @@ def run(
     tasks: Sequence[Task] = TASKS,
     watcher: Any = None,
 ) -> Tally:
-    return harvest(
+    engine = LocalEngine(
         DIALOGUE,
         make_agent,
-        tasks,
-        RunFolder(path, {"seed": 9}),
         seed=9,
         options=SearchOptions(beam=4, max_steps=8),
         trees_at_once=at_once,
-        watcher=watcher or Silent(),
     )
+    return harvest(engine, tasks, RunFolder(path, {"seed": 9}), watcher=watcher or Silent())
 
 
 def lines(path: Path) -> list[bytes]:
@@ -145,6 +147,8 @@ def count(path: Path) -> dict[str, Any]:
     return {
         "tasks": len(records),
         "finished": len(records),
+        "infra_error": 0,
+        "infra_reasons": {},
         "solved": sum(record["solved"] for record in records),
         "goals_met": met,
         "goals_total": total,

@@ -7,14 +7,20 @@ import os
 import re
 import shutil
 import subprocess
+import tracemalloc
 import urllib.request
-from collections.abc import Iterator
+import zlib
+from base64 import b64decode
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import floor
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
+from josh_search import report
 from josh_search.report import write_report
 from toolwoz_gym.records import write_json, write_jsonl
 from toolwoz_gym.types import UsageError
@@ -177,27 +183,92 @@ def write_run(folder: Path, trees: list[dict[str, Any]]) -> Path:
     return folder
 
 
-def embedded(report: Path) -> dict[str, Any]:
-    """Read back the data of a report, by the name of its script element."""
-    found = re.findall(
-        r'<script type="application/json" id="([^"]+)">(.*?)</script>', report.read_text("utf-8")
-    )
-    return {name: json.loads(text) for name, text in found}
+@dataclass
+class Embedded:
+    """The data of a report, read back from its script elements."""
+
+    run: dict[str, Any]
+    tasks: list[dict[str, Any]]
+    nodes: list[list[dict[str, Any]]]
+
+
+def embedded(page: Path) -> Embedded:
+    found: dict[str, list[Any]] = {"run": [], "task": [], "nodes": []}
+    script = r'<script type="(?:application/json|text/plain)" class="(\w+)">(.*?)</script>'
+    for name, text in re.findall(script, page.read_text("utf-8")):
+        data = zlib.decompress(b64decode(text)) if name == "nodes" else text
+        found[name].append(json.loads(data))
+    (run,) = found["run"]
+    return Embedded(run, found["task"], found["nodes"])
 
 
 def test_every_task_and_node_is_embedded(tmp_path: Path) -> None:
     trees = [random_tree(seed) for seed in range(4)]
     data = embedded(write_report(write_run(tmp_path / "demo", trees)))
-    assert [task["key"] for task in data["run-data"]["tasks"]] == [tree["key"] for tree in trees]
-    assert data["run-data"]["summary"]["goals_met"] == sum(len(t["goals_met"]) for t in trees)
-    for number, tree in enumerate(trees):
-        nodes = data[f"tree-{number}"]
+    assert data.run["run"] == "demo"
+    assert data.run["summary"]["goals_met"] == sum(len(t["goals_met"]) for t in trees)
+    assert [task["key"] for task in data.tasks] == [tree["key"] for tree in trees]
+    for task, nodes, tree in zip(data.tasks, data.nodes, trees, strict=True):
+        assert task["nodes"] == len(tree["nodes"])
         assert [node["id"] for node in nodes] == [node["id"] for node in tree["nodes"]]
         for shown, node in zip(nodes, tree["nodes"], strict=True):
             assert shown["usage"] == node["usage"]
             assert len(shown["messages"]) == len(node["messages"])
             for name in ("met", "golden", "outcome", "parent"):
                 assert shown.get(name, node[name]) == node[name]
+
+
+def test_milestones_say_after_how_many_tokens_goals_were_met(tmp_path: Path) -> None:
+    def node(parent: int | None, cost: int, customer: int = 0, **more: Any) -> dict[str, Any]:
+        said = {"role": "user", "content": "Yes.", "usage": {"prompt": 50, "completion": customer}}
+        marks = {"met": [], "golden": True, "outcome": None, "parent": parent}
+        return {**marks, "usage": {"prompt": 700, "completion": cost}, "messages": [said], **more}
+
+    guided = random_tree(0) | {
+        "goals_met": [0, 2],
+        "nodes": [
+            node(None, 0),
+            node(0, 100, met=[2], golden=False),  # a hit that was not kept
+            node(0, 10, customer=5, met=[2]),
+            node(2, 20),
+            node(3, 30, met=[0]),
+        ],
+    }
+    terminal = random_tree(1) | {
+        "goals_met": [0, 1],
+        "nodes": [node(None, 0), node(0, 10), node(1, 10, outcome="success")],
+    }
+    unsolved = random_tree(2) | {"goals_met": [], "nodes": [node(None, 0), node(0, 9)]}
+    data = embedded(write_report(write_run(tmp_path, [guided, terminal, unsolved])))
+    assert [task["milestones"] for task in data.tasks] == [
+        [[100 + 15, 1], [100 + 15 + 20 + 30, 2]],
+        [[10 + 10, 2]],
+        [],
+    ]
+
+
+def test_seeds_are_kept_exactly(tmp_path: Path) -> None:
+    tree = random_tree(0) | {"seed": 2**63 - 25}
+    tree["nodes"][1]["seed"] = 2**53 + 1
+    data = embedded(write_report(write_run(tmp_path, [tree])))
+    assert data.tasks[0]["seed"] == "9223372036854775783"
+    assert data.nodes[0][1]["seed"] == "9007199254740993"
+
+
+def test_memory_does_not_grow_with_the_number_of_trees(tmp_path: Path) -> None:
+    tree = random_tree(7)
+
+    def peak(count: int) -> int:
+        run = write_run(tmp_path / str(count), [tree] * count)
+        tracemalloc.start()
+        write_report(run)
+        try:
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)  # what is imported and kept for good
+    assert peak(60) < 1.2 * peak(6)
 
 
 def test_raw_is_kept_only_where_it_says_more_than_the_action(tmp_path: Path) -> None:
@@ -210,7 +281,7 @@ def test_raw_is_kept_only_where_it_says_more_than_the_action(tmp_path: Path) -> 
         {**said, "raw": "Thought: be polite.\nHello."},
         {"role": "assistant", "content": "{", "raw": "{", "error": "not valid JSON"},
     ]
-    shown = embedded(write_report(write_run(tmp_path, [tree])))["tree-0"][1]
+    shown = embedded(write_report(write_run(tmp_path, [tree]))).nodes[0][1]
     assert shown["messages"] == [
         {"role": "assistant", "call": call},
         said,
@@ -231,28 +302,26 @@ def test_hostile_text_stays_inside_its_script_element(tmp_path: Path) -> None:
     tree["instruction"] = tree["task_id"] = tree["nodes"][0]["messages"][0]["content"] = HOSTILE
     run = write_run(tmp_path, [tree])
     write_json(run / "config.json", {"model": HOSTILE})
-    report = write_report(run)
-    text = report.read_text("utf-8")
+    page = write_report(run)
+    text = page.read_text("utf-8")
     plain = write_report(write_run(tmp_path / "plain", [random_tree(0)])).read_text("utf-8")
     assert text.count("<") == plain.count("<")
-    data = embedded(report)
-    assert data["run-data"]["tasks"][0]["instruction"] == HOSTILE
-    assert data["tree-0"][0]["messages"][0]["content"] == HOSTILE
+    data = embedded(page)
+    assert data.tasks[0]["instruction"] == HOSTILE
+    assert data.nodes[0][0]["messages"][0]["content"] == HOSTILE
 
 
 def test_text_that_looks_like_the_place_for_data_is_only_text(tmp_path: Path) -> None:
     tree = random_tree(0)
     tree["instruction"] = "<!-- data -->"
     data = embedded(write_report(write_run(tmp_path, [tree])))
-    assert data["run-data"]["tasks"][0]["instruction"] == "<!-- data -->"
+    assert data.tasks[0]["instruction"] == "<!-- data -->"
 
 
 def test_a_run_under_way_needs_no_trees_and_no_summary(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {})
     data = embedded(write_report(tmp_path))
-    assert data == {
-        "run-data": {"run": tmp_path.name, "config": {}, "summary": {}, "tasks": []},
-    }
+    assert data == Embedded({"run": tmp_path.name, "config": {}, "summary": {}}, [], [])
 
 
 def test_a_folder_without_a_run_is_the_users_mistake(tmp_path: Path) -> None:
@@ -261,7 +330,51 @@ def test_a_folder_without_a_run_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UsageError, match=r"config\.json"):
         write_report(tmp_path)
-    assert not (tmp_path / "report.html").exists()
+    write_json(tmp_path / "config.json", {})
+    (tmp_path / "trees.jsonl").write_text("{")
+    with pytest.raises(UsageError, match=r"trees\.jsonl, line 1"):
+        write_report(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "trees.jsonl"}
+
+
+def test_text_and_lines_stand_out_in_both_colour_schemes() -> None:
+    template = Path(report.__file__).with_name("report_template.html").read_text("utf-8")
+    schemes = [
+        dict(re.findall(r"--([\w-]+): (#\w+)", block))
+        for block in re.findall(r":root \{(.*?)\}", template, re.DOTALL)
+    ]
+    surfaces = ("panel", "sunk", "pick-wash")
+    bubbles = ("page", "customer", "agent")
+    text = {
+        "text": surfaces + bubbles,
+        "quiet": surfaces + bubbles,
+        "good-ink": surfaces,
+        "gold-ink": ("panel", "sunk", "gold-wash"),
+        "bad-ink": ("panel", "bad-wash"),
+        "pick": ("panel", "sunk"),
+    }
+    lines = dict.fromkeys(("gold", "good", "line-strong", "pick"), ("panel", "sunk"))
+    assert len(schemes) == 2
+    for scheme in schemes:
+        for wanted, pairs in ((4.5, text), (3.0, lines)):  # WCAG 2, level AA
+            for ink, papers in pairs.items():
+                for paper in papers:
+                    assert contrast(scheme[ink], scheme[paper]) >= wanted, (ink, paper)
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast ratio of two colours, by WCAG 2."""
+
+    def luminance(colour: str) -> float:
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        red, green, blue = (
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
 
 
 class Browser:
@@ -278,13 +391,20 @@ class Browser:
 
     def open(self, page: Path) -> None:
         self._send("POST", "/url", {"url": page.as_uri()})
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until a tree that is being unpacked is drawn, and the list has what is in sight."""
+        frame = "await new Promise((r) => requestAnimationFrame(() => setTimeout(r)))"
+        self.run(f"do {frame}; while (document.querySelector('[aria-busy]'))")
 
     def run(self, script: str) -> Any:
-        """Run a script's text as the body of a function; returns what it returns."""
+        """Run a script's text as the body of an async function; returns what it returns."""
         return self._send("POST", "/execute/sync", {"script": script, "args": []})
 
     def click(self, selector: str) -> None:
         self._send("POST", f"/element/{self._find(selector)}/click", {})
+        self.settle()
 
     def type(self, selector: str, keys: str) -> None:
         self._send("POST", f"/element/{self._find(selector)}/value", {"text": keys})
@@ -358,8 +478,7 @@ def page(browser: Browser, tmp_path: Path, trees: list[dict[str, Any]]) -> Brows
 
 def shown_tasks(page: Browser) -> list[str]:
     return page.run(  # type: ignore[no-any-return]
-        "return [...document.querySelectorAll('#list li:not([hidden]) .name')]"
-        ".map(e => e.textContent)"
+        "return [...document.querySelectorAll('#list .name')].map(e => e.textContent)"
     )
 
 
@@ -393,7 +512,49 @@ def test_the_list_is_filtered_by_verdict_and_words(
     assert shown_tasks(page) == ["builtin-train-000009"]
     page.type("#search", "nothing has this")
     assert shown_tasks(page) == []
-    assert page.text("#none") == "No task matches."
+    assert page.text("#status") == "No task matches."
+
+
+@pytest.mark.browser
+def test_dialogues_are_searched_when_asked(page: Browser, trees: list[dict[str, Any]]) -> None:
+    def says(node: dict[str, Any], words: Iterable[str]) -> bool:
+        said = json.dumps(node["messages"]).lower()
+        return all(word in said for word in words)
+
+    words = ("thank", "heron")
+    found = [tree["task_id"] for tree in trees if any(says(node, words) for node in tree["nodes"])]
+    assert 0 < len(found) < len(trees)
+    page.type("#search", "Thank HERON")
+    assert shown_tasks(page) == []
+    page.run("document.querySelector('#in-dialogues').checked = true; await filterList()")
+    assert shown_tasks(page) == found
+    assert page.text("#status") == f"{len(found)} task{'s'[: len(found) > 1]} of {len(trees)}"
+    page.click("#list button")
+    assert says({"messages": page.text("#chat .own")}, words)
+    assert page.run("return document.querySelectorAll('.said-it').length") > 0
+
+
+@pytest.mark.browser
+def test_the_list_can_be_put_in_another_order(page: Browser, trees: list[dict[str, Any]]) -> None:
+    order = "document.querySelector('#order').value = '{}'; filterList()"
+    page.run(order.format("tokens"))
+    spent = {tree["task_id"]: sum(tree["usage"]["agent"].values()) for tree in trees}
+    assert shown_tasks(page) == sorted(spent, key=lambda task: -spent[task])
+    page.run(order.format("finished"))
+    assert shown_tasks(page) == [tree["task_id"] for tree in trees]
+
+
+@pytest.mark.browser
+def test_the_slider_says_what_stopping_earlier_would_have_found(
+    page: Browser, trees: list[dict[str, Any]]
+) -> None:
+    solved = sum(tree["solved"] for tree in trees)
+    met, goals = (sum(len(tree[name]) for tree in trees) for name in ("goals_met", "goals"))
+    caption = page.text("#curves figcaption")
+    assert f": {floor(100 * met / goals + 0.5)} % of goals met, " in caption
+    assert f", {floor(100 * solved / len(trees) + 0.5)} % of tasks solved, " in caption
+    page.type("#curves input", "\ue011")  # Home
+    assert "stopped after 0 written tokens: 0 % of goals met" in page.text("#curves figcaption")
 
 
 @pytest.mark.browser
@@ -414,6 +575,70 @@ def test_a_click_on_a_node_shows_its_dialogue(page: Browser, trees: list[dict[st
             assert message["content"] in own
         else:
             assert json.dumps(json.loads(message["content"]), indent=1) in own
+
+
+@pytest.mark.browser
+def test_a_node_shows_its_seed_visits_and_costs(page: Browser, tmp_path: Path) -> None:
+    tree = random_tree(0) | {"seed": 2**60 + 1, "strategy": "josh", "branch": "turn"}
+    said = {"role": "assistant", "content": "Hello.", "logprob": -0.5}
+    said["usage"] = {"prompt": 1200, "completion": 7}
+    tree["nodes"][1] |= {"seed": 2**62 + 1, "visits": 3, "messages": [said]}
+    page.open(write_report(write_run(tmp_path / "costs", [tree])))
+    page.run("chooseNode(nodes[1])")
+    task = page.text("#task header")
+    assert "strategy josh · branches at each turn · seed 1152921504606846977" in task
+    assert page.text("#cost").endswith("seed 4611686018427387905")
+    assert "reached 3 times" in page.text("#marks")
+    assert page.text(".own .who").split("\n") == ["Agent", "1,200 + 7 tokens · chance 61 %"]
+    assert page.text('.node[data-node="1"] .visits') == "×3"
+
+
+@pytest.mark.browser
+def test_a_thousand_trees_are_listed_found_and_read(browser: Browser, tmp_path: Path) -> None:
+    shapes = [random_tree(seed, limit=4) for seed in range(10)]
+    trees = [
+        shapes[i % 10] | {"task_id": f"task-{i:04d}", "key": f"task-{i:04d}/0"} for i in range(1000)
+    ]
+    browser.open(write_report(write_run(tmp_path, trees)))
+    assert browser.complaints() == []
+    assert len(shown_tasks(browser)) < 300
+    for _ in range(12):
+        browser.run("const list = document.querySelector('#list'); list.scrollTop = 1e9")
+        browser.settle()
+    assert shown_tasks(browser) == [tree["task_id"] for tree in trees]
+    browser.run("document.querySelector('[value=unsolved]').click()")
+    browser.type("#search", "0997")
+    assert shown_tasks(browser) == ([] if trees[997]["solved"] else ["task-0997"])
+    browser.run("document.querySelector('[value=all]').click()")
+    assert shown_tasks(browser) == ["task-0997"]
+    browser.click("#list button")
+    assert browser.text("#task h2") == "task-0997"
+    leaf = trees[997]["nodes"][-1]
+    browser.click(f'.node[data-node="{leaf["id"]}"]')
+    said = [m for m in leaf["messages"] if m["role"] == "assistant"][-1]
+    assert said["content"] in browser.text("#chat .own")
+
+
+@pytest.mark.browser
+def test_a_deep_tree_with_branches_from_anywhere(browser: Browser, tmp_path: Path) -> None:
+    rng = Random(3)
+    tree = random_tree(0)
+    depth = [0]
+    nodes = tree["nodes"][:1]
+    for number in range(1, 200):
+        parent = rng.randrange(number) if rng.random() < 0.2 else number - 1
+        depth.append(depth[parent] + 1)
+        nodes.append(random_tree(number)["nodes"][1] | {"id": number, "parent": parent})
+        nodes[-1] |= {"step": depth[parent], "golden": False, "collapsed": rng.random() < 0.1}
+    browser.open(write_report(write_run(tmp_path, [tree | {"nodes": nodes, "steps": max(depth)}])))
+    assert browser.complaints() == []
+    assert browser.run("return new Set(nodes.map((n) => n.x + ' ' + n.y)).size") == len(nodes)
+    assert browser.run("return nodes.map((n) => n.column)") == depth
+    box = "document.querySelector('#tree-box').getBoundingClientRect()"
+    for number in (depth.index(max(depth)), 0):
+        browser.run(f"chooseNode(nodes[{number}])")
+        place = f"const n = nodes[{number}].element.querySelector('.shape').getBoundingClientRect()"
+        assert browser.run(f"{place}, b = {box}; return n.left >= b.left && n.right <= b.right")
 
 
 @pytest.mark.browser

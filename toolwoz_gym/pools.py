@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from threading import Event, current_thread, main_thread
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Executor, Future
+from itertools import islice
+from queue import Empty, SimpleQueue
+from threading import current_thread, main_thread
 from typing import TypeVar
 
 T = TypeVar("T")
-
-_GLANCE = 0.2
-"""Seconds between two looks at the keyboard."""
+U = TypeVar("U")
 
 
-def as_finished(futures: Iterable[Future[T]]) -> Generator[set[Future[T]], None, None]:
+def as_finished(
+    futures: Iterable[Future[T]], at_once: int | None = None
+) -> Generator[set[Future[T]], None, None]:
     """Yield futures as they finish, in groups.
 
     Python raises an interrupt wherever the main thread happens to be. If that is inside a future's
@@ -22,20 +24,62 @@ def as_finished(futures: Iterable[Future[T]]) -> Generator[set[Future[T]], None,
     interrupt is held back and raised here, after a group has been dealt with. Close the generator
     (``contextlib.closing``) to give the keyboard back.
 
+    Args:
+        futures: What to wait for.
+        at_once: How many futures to wait for at a time; the next is taken from ``futures`` when
+            another one has been dealt with. None takes all of them at the beginning.
+
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed.
     """
-    pressed = Event()
+    finished: SimpleQueue[Future[T] | None] = SimpleQueue()  # None: Ctrl-C
     in_main = current_thread() is main_thread()  # no other thread is ever interrupted
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.set()) if in_main else None
+    before = signal.signal(signal.SIGINT, lambda *_: finished.put(None)) if in_main else None
+    coming, waiting = iter(futures), 0
     try:
-        pending = set(futures)
-        while pending:
-            done, pending = wait(pending, timeout=_GLANCE, return_when=FIRST_COMPLETED)
+        while True:
+            for future in islice(coming, None if at_once is None else at_once - waiting):
+                waiting += 1
+                future.add_done_callback(finished.put)
+            if not waiting:
+                break
+            group = _take(finished)
+            done = {future for future in group if future is not None}
+            waiting -= len(done)
             if done:
                 yield done
-            if pressed.is_set():
+            if None in group:
                 raise KeyboardInterrupt
     finally:
         if in_main:
             signal.signal(signal.SIGINT, before)
+
+
+def map_beside(pool: Executor, function: Callable[[T], U], items: Iterable[T], /) -> list[U]:
+    """Apply a function to items at once: to the first in this thread, to the others in a pool.
+
+    Waking another thread costs more than a move of a dialogue, and a single item wakes none.
+
+    Returns:
+        The results, in the order of the items.
+
+    Raises:
+        CancelledError: The pool was shut down.
+    """
+    first, *others = items
+    futures = [pool.submit(function, item) for item in others]
+    try:
+        return [function(first), *(future.result() for future in futures)]
+    finally:  # after an error the others are of no use
+        for future in futures:
+            future.cancel()
+
+
+def _take(queue: SimpleQueue[T]) -> list[T]:
+    """Wait for an item; return it and those that are there with it."""
+    items = [queue.get()]
+    while True:
+        try:
+            items.append(queue.get_nowait())
+        except Empty:
+            return items

@@ -75,8 +75,15 @@ class RunFolder:
             )
 
     def log(self, name: str) -> Log:
-        """Open ``<name>.jsonl``, to read what is finished and to append."""
-        return Log(self.path / f"{name}.jsonl")
+        """Open ``<name>.jsonl``, to read what is finished and to append.
+
+        Raises:
+            UsageError: It cannot be written, or another process has it open.
+        """
+        log = Log(self.path / f"{name}.jsonl")
+        for part in self.path.glob(".*.part"):  # of files that a kill left half written
+            part.unlink(missing_ok=True)
+        return log
 
 
 class Log:
@@ -86,31 +93,56 @@ class Log:
         """Open the file and cut off a last line that was torn by a kill.
 
         Raises:
-            UsageError: Another process has it open: two would do everything twice.
+            UsageError: It cannot be written, or another process has it open: two would do
+                everything twice.
         """
         self.path = path
         self._lock = threading.Lock()
-        self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
+        try:
+            # Without a buffer: what a full disk has refused is not tried again behind our back.
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise cannot_write(path, error) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill gives it up, too
+            self._end = _whole_bytes(path)
+            self._file.truncate(self._end)
         except BlockingIOError:
             self._file.close()
             raise UsageError(f"another run is writing {path}: wait until it has ended") from None
-        keep = _whole_bytes(path)
-        if keep < path.stat().st_size:
-            self._file.truncate(keep)
+        except OSError as error:
+            self._file.close()
+            raise cannot_write(path, error) from None
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one record and see it to the disk before returning."""
-        line = (dump(record) + "\n").encode("ascii")
+        """Write one record and see it to the disk before returning.
+
+        Raises:
+            UsageError: It cannot be written. The file is as it was before, as far as the disk
+                lets it; the next to open it cuts off what is left of the record.
+        """
+        line = memoryview((dump(record) + "\n").encode("ascii"))
         with self._lock:
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                written = 0
+                while written < len(line):  # a disk that fills up takes a part
+                    written += self._file.write(line[written:])
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                with suppress(OSError):
+                    self._file.truncate(self._end)
+                raise cannot_write(self.path, error) from None
+            self._end += len(line)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def cannot_write(path: Path, error: OSError) -> UsageError:
+    """Return the mistake that a path of a run cannot be written."""
+    why = error.strerror or error
+    return UsageError(f"cannot write {path}: {why}; what is finished is kept: run again to go on")
 
 
 def dump(record: Any) -> str:
@@ -145,7 +177,7 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
         How many records there were.
     """
     count = 0
-    with _replacing(path) as part, open(part, "w", encoding="ascii", newline="\n") as file:
+    with replacing(path) as part, open(part, "w", encoding="ascii", newline="\n") as file:
         for record in records:
             file.write(dump(record) + "\n")
             count += 1
@@ -159,7 +191,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, replacing an older one only when whole."""
-    with _replacing(path) as part:
+    with replacing(path) as part:
         part.write_text(text, "utf-8")
 
 
@@ -170,7 +202,7 @@ def message_to_json(message: Message) -> dict[str, Any]:
         data["content"] = message.content
     if message.call is not None:
         data["call"] = {"name": message.call.name, "arguments": dict(message.call.arguments)}
-    for name in ("name", "error", "raw"):
+    for name in ("name", "error", "raw", "logprob"):
         if (value := getattr(message, name)) is not None:
             data[name] = value
     if message.usage is not None:
@@ -198,7 +230,7 @@ def usage_to_json(usage: Usage) -> dict[str, int]:
     return {"prompt": usage.prompt, "completion": usage.completion}
 
 
-class _replacing:
+class replacing:
     """A context that gives a sibling path to write, then puts it in the place of ``path``."""
 
     def __init__(self, path: Path) -> None:
@@ -209,10 +241,14 @@ class _replacing:
         return self._part
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._part.replace(self._path)
-        else:
+        try:
+            if kind is None:
+                self._part.replace(self._path)
+        finally:
             self._part.unlink(missing_ok=True)
+
+
+_replacing = replacing
 
 
 def _whole_bytes(path: Path) -> int:

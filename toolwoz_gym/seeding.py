@@ -43,6 +43,10 @@ class Luck:
         """Return an integer in [0, n)."""
         return int(self._random() * n)
 
+    def uniform(self) -> float:
+        """Return a number in [0, 1)."""
+        return self._random()
+
     def chance(self, probability: float) -> bool:
         """Return True with the given probability."""
         return self._random() < probability

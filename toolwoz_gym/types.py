@@ -79,6 +79,8 @@ class Message:
     """What the policy wrote, thoughts included: what training trains on. None: just the action."""
     usage: Usage | None = field(default=None, compare=False)
     """What the message cost, when a language model wrote it."""
+    logprob: float | None = field(default=None, compare=False)
+    """How likely the language model was to write it (natural logarithm), where that is known."""
 
 
 @dataclass(frozen=True, slots=True)

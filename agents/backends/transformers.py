@@ -72,6 +72,7 @@ class _Call:
     slots: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     """Where the store holds the prompt but its last token, which is the first to be decoded."""
     written: list[int] = field(default_factory=list)
+    logprob: float = 0.0
     columns: list[int] = field(default_factory=list)
     """Where the batch's cache holds what was decoded: that last token, and ``written[:-1]``."""
     luck: Random = field(init=False)
@@ -185,7 +186,7 @@ class TransformersBackend:
             words: str = self._tokenizer.decode(
                 text, skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
-        return Completion(words, usage, "stop" if stopped else "length")
+        return Completion(words, usage, "stop" if stopped else "length", call.logprob)
 
     def close(self) -> None:
         """Answer the calls that have come, and take no more."""
@@ -271,8 +272,10 @@ class TransformersBackend:
             tokens, how = board.next_tokens()
             logits = self._forward(board.cache, tokens, **how)
             rows = logits[board.groups, board.rows]
-            for call, token in zip(board.calls, _draw(rows.float(), board.calls), strict=True):
+            drawn = _draw(rows.float(), board.calls)
+            for call, (token, logprob) in zip(board.calls, drawn, strict=True):
                 call.written.append(token)
+                call.logprob += logprob
             for call in [call for call in board.calls if self._has_ended(call)]:
                 self._keep(call, board.take(call), calls)
 
@@ -493,8 +496,8 @@ class _Columns(DynamicLayer):  # type: ignore[misc]
         self._room_of = [buffer[groups] for buffer in self._room_of]
 
 
-def _draw(logits: torch.Tensor, calls: Sequence[_Call]) -> list[int]:
-    """Draw each row's next token.
+def _draw(logits: torch.Tensor, calls: Sequence[_Call]) -> list[tuple[int, float]]:
+    """Draw each row's next token, and say how likely it was: the natural logarithm.
 
     The token is the first whose cumulative probability reaches a number in (0, 1], which therefore
     never falls on a token of probability zero.
@@ -505,8 +508,9 @@ def _draw(logits: torch.Tensor, calls: Sequence[_Call]) -> list[int]:
     """
     temperatures = logits.new_tensor([[call.sampling.temperature] for call in calls])
     levels = logits.new_tensor([[1.0 - call.luck.random()] for call in calls])
-    cumulative = (logits / temperatures.clamp(min=_GREEDY)).softmax(-1).cumsum(-1)
+    likely = (logits / temperatures.clamp(min=_GREEDY)).log_softmax(-1)
+    cumulative = likely.exp().cumsum(-1)
     drawn = torch.searchsorted(cumulative, levels * cumulative[:, -1:])
     likeliest = logits.argmax(-1, keepdim=True)
-    tokens: list[int] = torch.where(temperatures < _GREEDY, likeliest, drawn)[:, 0].tolist()
-    return tokens
+    tokens = torch.where(temperatures < _GREEDY, likeliest, drawn)
+    return list(zip(tokens[:, 0].tolist(), likely.gather(-1, tokens)[:, 0].tolist(), strict=True))

@@ -1,0 +1,460 @@
+"""A language model behind an OpenAI-compatible endpoint, for many callers at once.
+
+vLLM's server, llama.cpp's, Ollama and hosted services speak this protocol; LiteLLM speaks it for
+the others. Requests are not streamed: a message of an agent is short, and an answer is there as a
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import BoundedSemaphore, Event, Lock
+from typing import Any, Self, TypedDict, Unpack
+from urllib.parse import urlsplit
+
+from openai import APIStatusError, DefaultHttpxClient, OpenAI, Timeout
+from pydantic import BaseModel, Field
+from tenacity import RetryCallState
+
+from agents.backends.retry import FAILED, Patience, describe, overflows, refused_parameter
+from agents.backends.spending import Budget, Price, prices
+from agents.base import BackendError, ChatMessage, Completion, Sampling
+from toolwoz_gym.actions import parse_action
+from toolwoz_gym.types import ToolCall, ToolSpec, Usage, UsageError
+
+OPENAI = "https://api.openai.com/v1"
+"""The address of OpenAI's own service."""
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+"""The environment variable that holds the API key."""
+
+_HOST = urlsplit(OPENAI).hostname
+
+_NO_KEY = "none"
+
+_NOT_ESSENTIAL = ("logprobs", "top_logprobs", "parallel_tool_calls", "seed")
+"""Parameters that are left out for a server that refuses them."""
+
+_SEEDS = 1 << 31
+"""Seeds are sent modulo this: llama.cpp reads 32 bits, and the largest such number as "any"."""
+
+
+class _Function(BaseModel):
+    name: str
+    arguments: str = ""
+
+
+class _ToolCall(BaseModel):
+    function: _Function
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Token(BaseModel):
+    logprob: float
+
+
+class _Logprobs(BaseModel):
+    content: list[_Token] | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _PromptDetails(BaseModel):
+    cached_tokens: int | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class _Answer(BaseModel):
+    """What is read of a chat completion. Anything that does not fit is a broken answer."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+@dataclass(slots=True)
+class Stats:
+    """What a backend has done so far."""
+
+    calls: int = 0
+    """Completions that were answered."""
+    retries: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Tokens of prompts that the server had in its cache."""
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    """Time from request to answer, summed over the calls, which overlap. Waits are not in it."""
+
+
+class _Options(TypedDict, total=False):
+    """Arguments of :class:`OpenAIBackend` that each way to reach a model shares."""
+
+    concurrency: int
+    logprobs: bool
+    patience: Patience
+    budget: Budget
+    price: Price | None
+
+
+class OpenAIBackend:
+    """A model behind the chat completions protocol."""
+
+    def __init__(
+        self,
+        send: Callable[..., Any],
+        model: str,
+        *,
+        place: str = "",
+        concurrency: int = 16,
+        logprobs: bool = False,
+        patience: Patience | None = None,
+        budget: Budget | None = None,
+        price: Price | None = None,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Serve a model that a function reaches. Use :meth:`connect` or :meth:`litellm`.
+
+        Args:
+            send: Takes the parameters of a chat completion, returns it, does not retry.
+            model: The model's name there.
+            place: Where that is, for error messages.
+            concurrency: Most requests in flight.
+            logprobs: Ask for log-probabilities. A completion has them if the server gives them and
+                the temperature is 1: servers give those of the distribution at that temperature.
+            patience: How failed requests are retried.
+            budget: What may be spent; shared by all backends of a run.
+            price: What the model costs; None: that is not known.
+            close: Called by :meth:`close`.
+
+        Raises:
+            UsageError: The budget limits dollars, and the price is not known.
+        """
+        self._budget = budget or Budget()
+        if self._budget.max_usd is not None and price is None:
+            raise UsageError(
+                f"the price of {model!r} is unknown, so dollars cannot be limited: limit tokens, "
+                "or add its price to agents/prices.toml"
+            )
+        self.stats = Stats()
+        self._send = send
+        self._model = model
+        self._name = f"{model} at {place}" if place else model
+        self._logprobs = logprobs
+        self._patience = patience or Patience()
+        self._price = price
+        self._close = close
+        self._places = BoundedSemaphore(concurrency)
+        self._closing = Event()
+        self._counting = Lock()
+        self._refused: set[str] = set()  # parameters that the server does not take
+
+    @classmethod
+    def connect(
+        cls,
+        model: str,
+        base_url: str = OPENAI,
+        *,
+        timeout: float = 120.0,
+        **options: Unpack[_Options],
+    ) -> Self:
+        """Reach a model at an address. The API key is taken from ``OPENAI_API_KEY``, if set.
+
+        Connections are kept for the next request. Proxies of the environment are not used.
+
+        Args:
+            model: The model's name there.
+            base_url: The address; most end in ``/v1``.
+            timeout: Seconds of silence after which a request has failed.
+            **options: Further arguments of the class. The price is looked up for OpenAI's models.
+
+        Raises:
+            UsageError: The address is none, or OpenAI's service is to be used without a key.
+        """
+        address = urlsplit(base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise UsageError(
+                f"{base_url!r} is no address of a server: give one like http://localhost:8000/v1"
+            )
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not key and address.hostname == _HOST:
+            raise UsageError(f"OpenAI's service needs an API key: set {KEY_VARIABLE}")
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError(f"{KEY_VARIABLE} has characters that no key has")
+        if address.hostname == _HOST:
+            options.setdefault("price", prices().get(f"openai/{model}"))
+        client = OpenAI(
+            api_key=key or _NO_KEY,
+            base_url=base_url,
+            max_retries=0,  # there is one way to retry, and it is ours
+            timeout=Timeout(timeout, connect=min(timeout, 10.0)),
+            http_client=DefaultHttpxClient(trust_env=False),
+        )
+        return cls(
+            client.chat.completions.create,
+            model,
+            place=f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}",
+            close=client.close,
+            **options,
+        )
+
+    @classmethod
+    def litellm(cls, model: str, *, timeout: float = 120.0, **options: Unpack[_Options]) -> Self:
+        """Reach a model of any service that LiteLLM knows, with the API key it wants.
+
+        Args:
+            model: LiteLLM's name of the model, such as ``anthropic/claude-haiku-4-5``.
+            timeout: Seconds after which a request has failed.
+            **options: Further arguments of the class. The price is looked up.
+
+        Raises:
+            UsageError: LiteLLM is not installed.
+        """
+        # Without it, importing LiteLLM asks the network for its table of models.
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        try:
+            import litellm
+        except ImportError as error:
+            raise UsageError(
+                f"LiteLLM cannot be imported ({error}): pip install 'toolwoz-gym[litellm]' into an "
+                "environment of its own"
+            ) from error
+        litellm.suppress_debug_info = True  # it prints advice at every error
+        options.setdefault("price", prices().get(model))
+
+        def send(**request: Any) -> Any:
+            return litellm.completion(**request, timeout=timeout, max_retries=0, num_retries=0)
+
+        return cls(send, model, place="LiteLLM", **options)
+
+    def complete(
+        self,
+        prompt: Sequence[ChatMessage],
+        sampling: Sampling,
+        tools: Sequence[ToolSpec] = (),
+    ) -> Completion:
+        """Write the next message of a chat.
+
+        Args:
+            prompt: The chat. With ``tools``, actions of the assistant that are tool calls are shown
+                to the model as such, and ``tool`` messages after them as their answers.
+            sampling: How it is drawn.
+            tools: Tools that the model may call in its own format. A call comes back as the action
+                that makes it. None: the model sees no tools but those that the prompt tells of.
+
+        Raises:
+            BudgetSpent: The run may spend no more.
+            BackendError: There is no answer to be had.
+        """
+        request = self._request(prompt, sampling, tools)
+        retrying = self._patience.retrying(self._closing, self._count_retry)
+        try:
+            return retrying(self._ask, request)
+        except FAILED as error:
+            tries = retrying.statistics["attempt_number"]
+            often = f" ({tries} tries)" if tries > 1 else ""
+            # Not chained: the server's words can repeat the key.
+            raise BackendError(_without_keys(f"{self._name}: {describe(error)}{often}")) from None
+
+    def close(self) -> None:
+        """Break off waiting calls, and take no more."""
+        self._closing.set()
+        self._close()
+
+    def __enter__(self) -> Self:
+        """Return the backend itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the backend."""
+        self.close()
+
+    def _request(
+        self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec]
+    ) -> dict[str, Any]:
+        """Return the parameters of a request."""
+        request: dict[str, Any] = {
+            "model": self._model,
+            "messages": _native(prompt) if tools else [_plain(message) for message in prompt],
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed % _SEEDS,
+        }
+        if tools:
+            request["tools"] = [_schema(tool) for tool in tools]
+            request["parallel_tool_calls"] = False
+        if self._logprobs and sampling.temperature == 1.0:
+            # llama.cpp sends the twenty likeliest tokens for each unless told otherwise.
+            request |= {"logprobs": True, "top_logprobs": 1}
+        return request
+
+    def _ask(self, request: Mapping[str, Any]) -> Completion:
+        """Send a request once, and again without a parameter that the server refuses."""
+        while True:
+            sent = self._accepted(request)
+            with self._places:
+                if self._closing.is_set():
+                    raise BackendError("the backend is closed")
+                self._budget.check()
+                began = time.perf_counter()
+                try:
+                    answer = self._send(**sent)
+                except APIStatusError as error:
+                    if overflows(error):
+                        return Completion("", Usage(), "context")
+                    refused = refused_parameter(error, {"max_tokens", *_NOT_ESSENTIAL} & {*sent})
+                    if refused is None:
+                        raise
+                    self._refused.add(refused)
+                else:
+                    return self._read(answer, time.perf_counter() - began)
+
+    def _accepted(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a request without what the server is known to refuse.
+
+        ``max_tokens`` comes first, although hosted models want it called ``max_completion_tokens``
+        today: they refuse the old name, while older servers ignore the new one and write on.
+        """
+        sent = {name: value for name, value in request.items() if name not in self._refused}
+        if "max_tokens" not in sent:
+            sent["max_completion_tokens"] = request["max_tokens"]
+        return sent
+
+    def _read(self, answer: object, seconds: float) -> Completion:
+        """Read an answer, and count what it cost."""
+        read = _Answer.model_validate(answer, from_attributes=True)
+        choice = read.choices[0]
+        return Completion(
+            _action(choice.message),
+            self._count(read.usage, seconds),
+            "length" if choice.finish_reason == "length" else "stop",
+            _logprob(choice),
+        )
+
+    def _count(self, usage: _Usage | None, seconds: float) -> Usage:
+        """Count what an answer cost.
+
+        Raises:
+            BackendError: The server does not say.
+        """
+        if usage is None or usage.prompt_tokens is None or usage.completion_tokens is None:
+            raise BackendError(
+                f"{self._name}: the server does not say how many tokens it used, and unknown is "
+                "not zero"
+            )
+        read, written = usage.prompt_tokens, usage.completion_tokens
+        details = usage.prompt_tokens_details
+        cached = (details and details.cached_tokens) or 0
+        cost = None if self._price is None else self._price.cost(read, cached, written)
+        self._budget.charge(read + written, cost)
+        with self._counting:
+            self.stats.calls += 1
+            self.stats.prompt_tokens += read
+            self.stats.cached_tokens += cached
+            self.stats.completion_tokens += written
+            self.stats.seconds += seconds
+        return Usage(read, written)
+
+    def _count_retry(self, state: RetryCallState) -> None:
+        with self._counting:
+            self.stats.retries += 1
+
+
+def _schema(tool: ToolSpec) -> dict[str, Any]:
+    """Write a tool as the protocol does."""
+    parameters = {
+        "type": "object",
+        "properties": dict(tool.parameters),
+        "required": list(tool.required),
+    }
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def _plain(message: ChatMessage) -> dict[str, Any]:
+    """Write a message as text."""
+    return {"role": message["role"], "content": _sendable(message["content"])}
+
+
+def _sendable(text: str) -> str:
+    """Put "?" for halves of surrogate pairs: no server can be sent them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _native(prompt: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """Write a chat with its tool calls in the protocol's form.
+
+    Services refuse a call without an answer and an answer without a call. So a call is one only if
+    a ``tool`` message follows, and a ``tool`` message after anything else is shown as the user's.
+    """
+    return [_native_message(prompt, position) for position in range(len(prompt))]
+
+
+def _native_message(prompt: Sequence[ChatMessage], position: int) -> dict[str, Any]:
+    plain = _plain(prompt[position])
+    call = _answered_call(prompt, position)
+    if call is not None:
+        function = {"name": _sendable(call.name), "arguments": json.dumps(call.arguments)}
+        made = {"id": _call_id(position), "type": "function", "function": function}
+        return {"role": "assistant", "content": None, "tool_calls": [made]}
+    if plain["role"] != "tool":
+        return plain
+    if _answered_call(prompt, position - 1) is None:
+        return {**plain, "role": "user"}
+    return {**plain, "tool_call_id": _call_id(position - 1)}
+
+
+def _answered_call(prompt: Sequence[ChatMessage], position: int) -> ToolCall | None:
+    """Return the tool call that a message makes, if the next one answers it."""
+    if not 0 <= position < len(prompt) - 1 or prompt[position + 1]["role"] != "tool":
+        return None
+    message = prompt[position]
+    return parse_action(message["content"]).call if message["role"] == "assistant" else None
+
+
+def _call_id(position: int) -> str:
+    """Name the call at a position of a chat: nine letters and digits, as Mistral wants it."""
+    return f"call{position:05}"
+
+
+def _action(message: _Message) -> str:
+    """Return what a model wrote as an action.
+
+    The arguments stay as they were written: what is wrong with them is for the environment to say.
+    A turn is one action, so further calls are dropped, and so are words beside a call.
+    """
+    if not message.tool_calls:
+        return message.content or ""
+    call = message.tool_calls[0].function
+    return f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments.strip() or "{}"}}}'
+
+
+def _logprob(choice: _Choice) -> float | None:
+    """Return the log-probability of all tokens that the server lists; None if it lists none."""
+    if choice.logprobs is None or not choice.logprobs.content:
+        return None
+    return sum(token.logprob for token in choice.logprobs.content)
+
+
+def _without_keys(text: str) -> str:
+    """Blot out the API keys of the environment."""
+    for name, value in os.environ.items():
+        if name.endswith("_API_KEY") and value.strip():
+            text = text.replace(value.strip(), "***")
+    return text

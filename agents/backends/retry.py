@@ -1,0 +1,160 @@
+"""What to do when a request to a model's server fails: try again, give up, or change the request.
+
+Errors are those of the ``openai`` library; LiteLLM's derive from them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from json import JSONDecodeError
+from threading import Event
+from typing import Any
+
+from openai import APIConnectionError, APIError, APIResponseValidationError, OpenAIError
+from pydantic import ValidationError
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exception,
+    wait_random_exponential,
+)
+from tenacity.nap import sleep_using_event
+
+BROKEN = (JSONDecodeError, UnicodeDecodeError, ValidationError, APIResponseValidationError)
+"""Answers that arrived, but are not what was asked for."""
+
+FAILED = (OpenAIError, *BROKEN)
+"""Everything that a request can fail with."""
+
+_PASSING_STATUS = frozenset({408, 409, 425, 429})
+
+_NO_CONTEXT_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error"})
+
+_NO_CONTEXT = re.compile(
+    r"maximum (context|model|prompt) length|context (length|window|size)"
+    r"|tokens exceed the configured limit|prompt is too long",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often a request is tried, and how long is waited in between."""
+
+    tries: int = 8
+    first: float = 1.0
+    """Seconds: the wait after the first failure is a random part of it; each later wait is drawn
+    from twice as much."""
+    longest: float = 60.0
+    """Seconds: the most that is waited unasked. A server that asks for more has failed."""
+
+    def retrying(self, closing: Event, on_retry: Callable[[RetryCallState], None]) -> Retrying:
+        """Return what tries again after errors that pass.
+
+        Args:
+            closing: Ends a wait when it is set.
+            on_retry: Called before each wait.
+        """
+        return Retrying(
+            retry=retry_if_exception(self._passes),
+            stop=stop_after_attempt(self.tries),
+            wait=wait_exception(_asked_wait)
+            + wait_random_exponential(multiplier=self.first, max=self.longest),
+            sleep=sleep_using_event(closing),
+            before_sleep=on_retry,
+            reraise=True,
+        )
+
+    def _passes(self, error: BaseException) -> bool:
+        """Return whether the same request may succeed later."""
+        if isinstance(error, (APIConnectionError, *BROKEN)):
+            return True
+        if not isinstance(error, APIError) or _asked_wait(error) > self.longest:
+            return False
+        status = _status(error)
+        # OpenAI's answer when the account has run dry: waiting does not fill it.
+        dry = error.code == "insufficient_quota"
+        return not dry and (status in _PASSING_STATUS or status >= 500)
+
+
+def overflows(error: APIError) -> bool:
+    """Return whether a request was refused because the model's context is too short for it."""
+    if {str(error.code), str(error.type)} & _NO_CONTEXT_CODES:
+        return True
+    return _status(error) in (400, 413, 422) and bool(_NO_CONTEXT.search(error.message))
+
+
+def refused_parameter(error: APIError, names: Container[str]) -> str | None:
+    """Return which of the parameters ``names`` a server refuses; None: it is another fault."""
+    if _status(error) not in (400, 403, 422):
+        return None
+    words = re.findall(r"\w+", f"{error.param or ''} {error.message}")
+    return next((word for word in words if word in names), None)
+
+
+def describe(error: Exception) -> str:
+    """Say in one line what a request failed with."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"the answer is no chat completion ({f'{place}: ' if place else ''}{first['msg']})"
+    if isinstance(error, BROKEN):
+        return "the answer is not valid JSON"
+    if isinstance(error, APIConnectionError):
+        cause = error.__cause__
+        return _line(error.message if cause is None else f"{error.message} ({cause or cause!r})")
+    if isinstance(error, APIError):
+        status = _status(error)
+        said = _line(_said(error))
+        hint = _HINTS.get(status, "")
+        return f"{hint}HTTP {status}: {said}" if status else said
+    return _line(str(error))
+
+
+_HINTS = {
+    401: "the API key is missing or wrong: ",
+    403: "the API key does not allow it: ",
+    404: "unknown model or address: ",
+}
+
+
+def _said(error: APIError) -> str:
+    """Return the server's own words, where it wrote any."""
+    body: Any = error.body
+    for key in ("message", "detail"):
+        if isinstance(body, dict) and isinstance(body.get(key), str):
+            return str(body[key])
+    return error.message
+
+
+def _status(error: APIError) -> int:
+    """Return the HTTP status; 0 where there was none."""
+    status = getattr(error, "status_code", 0)
+    return status if isinstance(status, int) else 0
+
+
+def _asked_wait(error: BaseException) -> float:
+    """Return for how many seconds the server asks to be left alone; 0.0: it does not."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    asked = str(headers.get("retry-after", ""))
+    try:
+        return max(0.0, float(asked))
+    except ValueError:
+        pass
+    try:
+        moment = parsedate_to_datetime(asked)
+    except ValueError:
+        return 0.0
+    return max(0.0, (moment.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _line(text: str) -> str:
+    """Return the first line of a text, cut to what fits a terminal."""
+    line = (text.strip() or "no reason given").splitlines()[0]
+    return line if len(line) <= 300 else f"{line[:300]}…"

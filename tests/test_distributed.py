@@ -1,0 +1,295 @@
+"""A harvest on a Ray cluster gives what one machine gives, whatever dies on the way.
+
+The cluster is a real one: a head and two machines, each of them processes of this computer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.base import AgentFactory, BackendError
+from agents.options import AgentOptions
+from agents.scripted import RandomAgent
+from josh_search.distributed import Plan, open_ray
+from josh_search.engine import Engine, Grown, Job, LocalEngine
+from josh_search.harvest import Tally, harvest
+from josh_search.search import SearchOptions
+from toolwoz_gym import make_env
+from toolwoz_gym.records import RunFolder, read_jsonl
+from toolwoz_gym.types import Domain, Message, Task, UsageError
+
+if importlib.util.find_spec("ray") is None:
+    if os.environ.get("TOOLWOZ_REQUIRE_RAY"):
+        pytest.fail("TOOLWOZ_REQUIRE_RAY is set, but Ray is not installed")
+    pytest.skip("Ray is not installed: pip install -e '.[ray]'", allow_module_level=True)
+
+pytestmark = pytest.mark.ray
+
+ENV = partial(make_env, "ToolWOZ-v0", world="builtin:domains=1", split="train")
+WORLD = ENV().dialogue.domain
+TASKS = ENV().tasks[:10]
+OPTIONS = SearchOptions(beam=4, max_steps=6)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """An agent that guesses. A worker that opens it leaves a file of its process's number."""
+
+    folder: Path
+    mute: str = ""
+    """The task whose model does not answer."""
+    fatal: str = ""
+    """The task that its worker does not survive; "all" means that none survives the opening."""
+    gate: Path | None = None
+    """While there is no such file, a tree gets no further than its first turn."""
+
+    @contextmanager
+    def open(self, domain: Domain) -> Iterator[AgentFactory]:
+        (self.folder / str(os.getpid())).touch()
+        if self.fatal == "all":
+            os._exit(1)
+        yield lambda task: TroubledAgent(self, task.id, RandomAgent(domain.tools))
+
+
+@dataclass(frozen=True)
+class TroubledAgent:
+    trouble: Trouble
+    task_id: str
+    guessing: RandomAgent
+
+    def act(self, view: Sequence[Message], *, seed: int) -> Message:
+        if self.task_id == self.trouble.mute:
+            raise BackendError("no answer")
+        if self.task_id == self.trouble.fatal:
+            os._exit(1)
+        while self.trouble.gate is not None and not self.trouble.gate.exists():
+            time.sleep(0.02)
+        return self.guessing.act(view, seed=seed)
+
+
+class Machines:
+    """A cluster of a head, which has no work to do, and machines with room for one worker each."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._folder = tempfile.TemporaryDirectory(prefix="ray", dir="/tmp")  # sockets: short names
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "temp_dir": self._folder.name,
+                "_system_config": {  # a death is noticed within two seconds
+                    "health_check_initial_delay_ms": 0,
+                    "health_check_period_ms": 500,
+                    "health_check_failure_threshold": 3,
+                },
+            },
+        )
+        self.address: str = self._cluster.address
+        self._nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
+
+    def kill_one(self) -> None:
+        self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+        self._folder.cleanup()
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    import ray.cloudpickle
+
+    # The workers cannot import this file: its functions go to them whole.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = Machines()
+        yield cluster
+        cluster.close()
+
+
+def plan(trouble: Trouble, **changes: Any) -> Plan:
+    whole = Plan(
+        make_env=ENV,
+        open_agent=trouble.open,
+        world=WORLD.fingerprint,
+        seed=9,
+        options=OPTIONS,
+        trees_at_once=2,
+    )
+    return replace(whole, **changes)
+
+
+def grow(engine: Engine, tasks: Sequence[Task] = TASKS) -> dict[str, Grown]:
+    """Return what becomes of each task, by its id."""
+    jobs = [(task.id, task) for task in tasks]
+    grown = list(engine.grow(iter(jobs), lambda key, live: None))
+    assert sorted(g.key for g in grown) == sorted(key for key, _ in jobs)
+    return {g.key: g for g in grown}
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Grown]:
+    """What one machine grows."""
+    with AgentOptions(agent="random").open(WORLD) as make_agent:
+        return grow(LocalEngine(ENV().dialogue, make_agent, 9, OPTIONS, trees_at_once=2))
+
+
+def test_many_machines_grow_what_one_grows(
+    machines: Machines, alone: dict[str, Grown], tmp_path: Path
+) -> None:
+    with open_ray(plan(Trouble(tmp_path)), machines.address) as engine:
+        assert grow(engine) == alone
+        assert grow(engine, TASKS[:3]) == {t.id: alone[t.id] for t in TASKS[:3]}  # once more
+        assert grow(engine, []) == {}
+    assert len(list(tmp_path.iterdir())) == 2  # a worker on each machine, and no more
+
+
+def test_a_lost_tree_is_told_and_a_fatal_one_given_up(
+    machines: Machines, alone: dict[str, Grown], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trouble = Trouble(tmp_path, mute=TASKS[1].id, fatal=TASKS[4].id)
+    with open_ray(plan(trouble, trees_at_once=1), machines.address) as engine:
+        found = grow(engine)
+    lost = {TASKS[1].id: "no answer", TASKS[4].id: "3 workers died with it"}
+    assert found == {**alone, **{key: Grown(key, None, why) for key, why in lost.items()}}
+    assert len(caplog.messages) == 3
+    assert all(said.startswith("a worker has died with 1 trees: ") for said in caplog.messages)
+
+
+def test_workers_that_cannot_live_end_the_harvest(machines: Machines, tmp_path: Path) -> None:
+    with (
+        pytest.raises(BackendError, match="the workers die: "),
+        open_ray(plan(Trouble(tmp_path, fatal="all")), machines.address, workers=1),
+    ):
+        raise AssertionError("there is no engine")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+class Interrupting:
+    """Watches a harvest, and presses Ctrl-C when some trees are finished."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def update(self, tally: Tally, record: Mapping[str, Any] | None) -> None:
+        if record is not None and tally.finished == self.after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def wait(self, tally: Tally, seconds: float) -> None:
+        raise AssertionError("nothing was lost")
+
+
+def test_an_interrupted_harvest_goes_on(
+    machines: Machines, alone: dict[str, Grown], tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run", {})
+    trees = tmp_path / "run" / "trees.jsonl"
+    with open_ray(plan(Trouble(tmp_path)), machines.address) as engine:
+        with pytest.raises(KeyboardInterrupt):
+            harvest(engine, TASKS, folder, watcher=Interrupting(3))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    kept = trees.read_bytes()
+    assert kept.count(b"\n") == 3
+    with open_ray(plan(Trouble(tmp_path)), machines.address) as engine:
+        tally = harvest(engine, TASKS, folder, watcher=Interrupting(0))
+    assert (tally.before, tally.finished) == (3, len(TASKS))
+    assert trees.read_bytes().startswith(kept)
+    records = list(read_jsonl(trees))
+    assert len(records) == len(TASKS)
+    assert {r["task_id"]: r for r in records} == {k: grown.record for k, grown in alone.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "said"),
+    [
+        ({"world": "0" * 12}, {}, "on the machine .*: its world is .*, the driver's 000000000000"),
+        ({"make_env": partial(make_env, "ToolWOZ-v0", world="mars")}, {}, "no world 'mars'"),
+        ({}, {"gpus": 1}, "no machine of the Ray cluster has .*: CPUs 1, GPUs 1"),
+        ({}, {"workers": 0}, "workers and their CPUs must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(
+    machines: Machines,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    options: dict[str, Any],
+    said: str,
+) -> None:
+    with (
+        pytest.raises(UsageError, match=said) as error,
+        open_ray(plan(Trouble(tmp_path), **changes), machines.address, **options),
+    ):
+        raise AssertionError("there is no engine")
+    assert "\n" not in str(error.value)
+
+
+def test_an_unreachable_cluster_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", nobody)
+        for address in (nobody, "auto", "mars"):
+            with (
+                pytest.raises(UsageError, match="cannot reach the Ray cluster") as error,
+                open_ray(plan(Trouble(tmp_path)), address),
+            ):
+                raise AssertionError("there is no engine")
+            assert "\n" not in str(error.value)
+
+
+class Opener(logging.Handler):
+    """Opens a gate when a worker's death is told."""
+
+    def __init__(self, gate: Path) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def emit(self, record: logging.LogRecord) -> None:
+        assert record.getMessage().startswith("a worker has died with 2 trees: ")
+        self.gate.touch()
+
+
+def test_a_dead_machines_trees_are_grown_elsewhere(
+    machines: Machines, alone: dict[str, Grown], tmp_path: Path
+) -> None:
+    """The gate is shut until the driver knows of the death: both machines have two trees each."""
+    gate, workers = tmp_path / "gate", tmp_path / "workers"
+    workers.mkdir()
+    log, opener = logging.getLogger("josh_search.distributed"), Opener(gate)
+    log.addHandler(opener)
+
+    def jobs() -> Iterator[Job]:
+        for number, task in enumerate(TASKS, 1):
+            if number == 4:  # three are handed out, and this is the fourth
+                machines.kill_one()
+            yield task.id, task
+
+    try:
+        with open_ray(plan(Trouble(workers, gate=gate)), machines.address) as engine:
+            found = list(engine.grow(jobs(), lambda key, live: None))
+    finally:
+        log.removeHandler(opener)
+    assert gate.exists() and len(list(workers.iterdir())) == 2
+    assert len(found) == len(TASKS)
+    assert {grown.key: grown for grown in found} == alone
