@@ -27,7 +27,6 @@ SLOTS = 64
 TREES_AT_ONCE = 256
 
 TREES = 3 * TREES_AT_ONCE
-"""Trees of a harvest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +151,14 @@ class _Clock:
         raise AssertionError("the model always answers")
 
 
-def measure_load(latency: float, world: str = "builtin:domains=1") -> Load:
+def measure_load(latency: float, trees: int = TREES) -> Load:
     """Harvest with a model of a fixed latency, and return how busy it was.
 
     Args:
         latency: Seconds that the model takes for a call.
-        world: World of ToolWOZ-v0 whose first tasks are played.
+        trees: Tasks of the built-in world to play, more than :data:`TREES_AT_ONCE`.
     """
-    env = make_env("ToolWOZ-v0", world=world, split="train")
+    env = make_env("ToolWOZ-v0", world="builtin:domains=1", split="train")
     model, agent, customer = ModelStub(SLOTS, latency), CpuMeter(), CpuMeter()
     clock = _Clock(agent, customer)
 
@@ -172,7 +171,7 @@ def measure_load(latency: float, world: str = "builtin:domains=1") -> Load:
     )
     with TemporaryDirectory() as folder:
         run = RunFolder(Path(folder) / "run", {})
-        harvest(engine, env.tasks, run, watcher=clock, number=TREES)
+        harvest(engine, env.tasks, run, watcher=clock, number=trees)
     start, end = clock.marks[0][0], clock.marks[1][0]
     process, of_agent, of_customer = (
         (after - before) / (end - start)

@@ -37,7 +37,6 @@ CONTENDERS: Mapping[str, SearchOptions] = {
     "josh, beam 2": SearchOptions(strategy="josh", beam=2),
     "josh, beam 4": SearchOptions(strategy="josh", beam=4),
     "josh, beam 8": SearchOptions(strategy="josh", beam=8),
-    "return": SearchOptions(strategy="return"),
     "go_explore": SearchOptions(strategy="go_explore"),
 }
 """The strategies that are compared. Chains are independent dialogues: rejection sampling, as ReST
@@ -272,7 +271,7 @@ def draw(records: Sequence[Mapping[str, Any]], options: EfficiencyOptions, file:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    colours = ("#8a8a8a", "#f0c48a", "#e8a33d", "#c1440e", "#5fa8d3", "#1b4965")
+    colours = ("#8a8a8a", "#f0c48a", "#e8a33d", "#c1440e", "#1b4965")
     for name, colour in zip(CONTENDERS, colours, strict=True):
         arrays = _arrays(records, name)
         if not arrays or name not in options.only:

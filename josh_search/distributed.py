@@ -91,19 +91,16 @@ def open_ray(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
+        from ray.exceptions import AuthenticationError
     except ImportError:
         raise UsageError("Ray is not installed: pip install 'toolwoz-gym[ray]'") from None
 
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", address)
     try:
-        _probe(address)
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except SystemExit:  # Ray's, when whoever is there has said nothing sensible for two minutes
-        raise UsageError(f"no Ray cluster answers at {address!r}") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        if address == "auto" and isinstance(error, ConnectionError):
-            raise UsageError("no Ray cluster is on this machine: name its host:port") from None
+        found = _find(address)
+        ray.init(found, log_to_driver=False, logging_level=logging.ERROR)
+    except SystemExit:  # Ray's, when whoever is there has said nothing sensible for minutes
+        raise UsageError(f"no Ray cluster answers at {found}") from None
+    except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"cannot reach the Ray cluster {address!r}: {reason}") from None
     try:
@@ -114,15 +111,24 @@ def open_ray(
         ray.shutdown()
 
 
-def _probe(address: str) -> None:
-    """Find out whether anybody is there: Ray itself would try for two minutes, and then exit.
+def _find(address: str) -> str:
+    """Return the ``host:port`` that an address means, once somebody listens there.
+
+    Ray itself would try for minutes, and then exit: an address that is gone is still what ``auto``
+    finds if the cluster was killed.
 
     Raises:
-        OSError: Nobody is.
+        OSError: Nobody does.
+        ValueError: It is no address.
     """
-    host, _, port = address.rpartition(":")
-    if port.isdecimal():
-        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    from ray._private.services import canonicalize_bootstrap_address
+
+    found = canonicalize_bootstrap_address(address)
+    host, _, port = (found or address).rpartition(":")
+    if not port.isdecimal():
+        raise ValueError("it is no host:port")
+    socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    return f"{host}:{port}"
 
 
 def _gpus() -> int:

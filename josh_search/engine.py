@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from threading import Event
 from typing import Any, Protocol, TypeAlias
 
 from agents.base import AgentFactory, BackendError
@@ -68,11 +69,18 @@ class LocalEngine:
     trees_at_once: int
     """How many trees grow at a time."""
     calls_at_once: int = 256
-    """How many model calls are in flight at a time, of all trees together: first come, first
-    served."""
+    """How many model calls are in flight at a time, of all trees together, beside one that each
+    tree makes in its own thread: first come, first served."""
 
     def grow(self, jobs: Iterable[Job], on_step: OnStep) -> Generator[Grown, None, None]:
         """Grow a tree for every job: see :class:`Engine`."""
+        stopped = Event()
+
+        def step(key: str, live: int) -> None:
+            if stopped.is_set():
+                raise CancelledError
+            on_step(key, live)
+
         # Trees wait for calls, and calls for nothing: with a pool each, there is no deadlock.
         with (
             ThreadPoolExecutor(self.calls_at_once) as calls,
@@ -88,7 +96,7 @@ class LocalEngine:
                     seed=self.seed,
                     options=self.options,
                     mapper=partial(map_beside, calls),
-                    on_step=on_step,
+                    on_step=step,
                 )
 
             try:
@@ -98,6 +106,7 @@ class LocalEngine:
                         for future in sorted(done, key=lambda f: f.exception() is not None):
                             yield future.result()
             finally:  # an error, or an interrupt from the keyboard: begin nothing more
+                stopped.set()
                 trees.shutdown(wait=False, cancel_futures=True)
                 calls.shutdown(wait=False, cancel_futures=True)
 

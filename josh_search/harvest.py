@@ -196,6 +196,7 @@ def _play_round(
                 tally.lost.pop(grown.key, None)
                 tally.add(grown.record)
             watcher.update(tally, grown.record)
+    assert not playing, "an engine accounts for every job"
 
 
 def finish(run: Path, tally: Tally, system: str, **more: Any) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def grow_beam(
                 _collapse(tree, live, target)
                 outstanding -= target.met
                 live = [target] if target.state == "live" else []
-        live = _listen(player, live, mapper)
+        live = _listen(player, tree, live, mapper)
         tree.steps += 1
         on_step(tree, len(live))
     if guided:
@@ -99,8 +99,7 @@ def _collapse(tree: Tree, live: list[Node], target: Node) -> None:
     """Mark hits and their ancestors, and prune every leaf but the target."""
     for node in tree.nodes:
         if node.step == tree.steps and node.met:
-            for above in node.path():
-                above.successful = True
+            node.mark_successful()
     for above in target.path():
         above.golden = True
     target.collapsed = True
@@ -109,13 +108,11 @@ def _collapse(tree: Tree, live: list[Node], target: Node) -> None:
             leaf.state = "pruned"
 
 
-def _listen(player: Player, live: list[Node], mapper: Mapper) -> list[Node]:
+def _listen(player: Player, tree: Tree, live: list[Node], mapper: Mapper) -> list[Node]:
     """Let the customer answer on every live leaf; return those that are still live."""
     episodes = list(mapper(player.listen, [leaf.episode for leaf in live]))
     for leaf, episode in zip(live, episodes, strict=True):
-        leaf.episode = episode
-        if episode.outcome is not None:
-            leaf.state = "over"
+        tree.answer(leaf, episode)
     return [leaf for leaf in live if leaf.state == "live"]
 
 

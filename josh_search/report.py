@@ -58,8 +58,7 @@ def _parts(about: Mapping[str, Any], trees: Path) -> Iterator[str]:
     yield _json_script("run", about)
     for tree in read_jsonl(trees) if trees.exists() else ():
         nodes = tree.pop("nodes")
-        seed = str(tree["seed"])
-        task = {**tree, "seed": seed, "nodes": len(nodes), "milestones": _milestones(tree, nodes)}
+        task = {**tree, **_curve(tree, nodes), "seed": str(tree["seed"]), "nodes": len(nodes)}
         yield _json_script("task", task)
         packed = b64encode(zlib.compress(dump([_slim_node(n) for n in nodes]).encode("ascii")))
         yield f'<script type="text/plain" class="nodes">{packed.decode("ascii")}</script>\n'
@@ -72,27 +71,31 @@ def _json_script(name: str, data: Any) -> str:
     return f'<script type="application/json" class="{name}">{text}</script>\n'
 
 
-def _milestones(
-    tree: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]
-) -> list[tuple[int, int]]:
-    """Return how a tree's golden path came about.
+def _curve(tree: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how a tree got on, with its nodes in the order in which they were played.
 
     Returns:
-        For each golden node that met a goal or ended in success, in the order in which nodes were
-        played: the tokens that agent and customer had written by then, and the goals met by then.
+        goals_after: For the first goal met, the second and so on, all on one path: the tokens that
+            agent and customer had written by then.
+        solved_after: The same for the solution; None when the tree has none.
     """
+    golden = [node for node in nodes if node["golden"]]
+    ends = {node["id"] for node in golden} - {node["parent"] for node in golden}
     written = 0
-    met: set[int] = set()
-    milestones = []
+    met: dict[int | None, frozenset[int]] = {None: frozenset()}
+    goals_after: list[int] = []
+    solved_after = None
     for node in nodes:
         customer = [m["usage"] for m in node["messages"] if m["role"] == "user" and "usage" in m]
         written += sum(usage["completion"] for usage in [node["usage"], *customer])
-        success = node["outcome"] == "success"
-        if node["golden"] and (success or node["met"]):
-            # With the terminal reward, only a success tells which goals were met.
-            met.update(tree["goals_met"] if success else node["met"])
-            milestones.append((written, len(met)))
-    return milestones
+        met[node["id"]] = met[node["parent"]].union(node["met"])
+        reached = min(len(met[node["id"]]), len(tree["goals_met"]))
+        if node["id"] in ends:
+            reached = len(tree["goals_met"])
+            if tree["solved"] and solved_after is None:
+                solved_after = written
+        goals_after += [written] * (reached - len(goals_after))
+    return {"goals_after": goals_after, "solved_after": solved_after}
 
 
 def _slim_node(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,30 @@
-"""Dialogues played one after the other, each from where the search has reason to try again."""
+"""Searches that play one dialogue after the other, and choose from where to try again.
+
+``chains`` begins each dialogue at the opening: independent samples, of which the rewarded are kept.
+
+``go_explore`` returns to the best place that it knows, and explores from there (Ecoffet et al.
+2021, Nature 590:580):
+
+* A dialogue that has met more goals than the others is the place to go on from.
+* One that is *spoiled* is given up at once: the model's last output was answered by an error, or
+  the reward is out of reach. A language model imitates what it reads, its own mistakes above all,
+  so going on after one is mostly paying for its repetition.
+* Where the model is sure, another sample says the same again. A dialogue is therefore taken up
+  again where the model is likely to say something that it has not yet said there.
+
+Equal outputs at one place are one node: nothing is grown twice.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from josh_search.player import Player, turns
 from josh_search.tree import Node, Tree
-from toolwoz_gym.records import usage_of
 from toolwoz_gym.seeding import Luck, derive
-from toolwoz_gym.types import Episode, Message
+from toolwoz_gym.types import Message
 
 if TYPE_CHECKING:
     from josh_search.search import SearchOptions
@@ -20,144 +33,132 @@ if TYPE_CHECKING:
 def grow_rollouts(
     player: Player, tree: Tree, options: SearchOptions, on_step: Callable[[Tree, int], None]
 ) -> None:
-    _Rollouts(player, tree, options, on_step).run()
+    """Grow a tree, from its root, one dialogue after the other.
+
+    Args:
+        player: Plays moves of one model output each.
+        tree: A tree that has a root.
+        options: ``strategy`` (``chains`` or ``go_explore``), ``patience`` and limits.
+        on_step: Called after each move.
+    """
+    rollouts = _Rollouts(player, tree, options, on_step)
+    while not tree.solved and rollouts.has_patience() and (start := rollouts.pick()):
+        rollouts.play(start)
+    if options.reward == "goal_calls":
+        tree.goals_met = max(rollouts.goals.values(), key=len)
+        for node in tree.nodes:
+            if node.met:
+                node.mark_successful()
 
 
 class _Rollouts:
-    def __init__(self, player, tree, options, on_step):
-        self.player, self.tree, self.options, self.on_step = player, tree, options, on_step
-        self.children: dict[int, list[Node]] = {0: []}
-        self.met = {0: player.dialogue.goals_met(tree.nodes[0].episode)}
-        self.draws: dict[int, int] = {}
-        self.below: dict[int, int] = {}
-        self.solution: Node | None = None
+    """A tree in the making."""
 
-    def run(self) -> None:
-        failures, number, best = 0, 0, 0
-        while self.solution is None and failures < self.options.rollouts and not self.options.is_spent(self.tree):
-            start = self.pick(number)
-            if start is None:
-                break
-            number += 1
-            self.roll_out(start)
-            level = max(map(len, self.met.values()))
-            failures, best = (0, level) if level > best else (failures + 1, best)
-        self.mark()
+    def __init__(
+        self,
+        player: Player,
+        tree: Tree,
+        options: SearchOptions,
+        on_step: Callable[[Tree, int], None],
+    ) -> None:
+        self._player, self._tree, self._options, self._on_step = player, tree, options, on_step
+        self.goals = {0: player.dialogue.goals_met(tree.nodes[0].episode)}
+        """The goals that are met at each node."""
+        self._progressed = 0
+        """The number of moves when a dialogue last met more goals than all before it."""
 
-    def open_nodes(self) -> list[Node]:
-        limit = self.options.max_steps
-        return [
-            n for n in self.tree.nodes
-            if n.episode.outcome is None and n.state != "pruned" and turns(n.episode) < limit
-        ]
+    def has_patience(self) -> bool:
+        """Whether to try any further."""
+        moves = self._tree.steps - self._progressed
+        return moves < self._options.patience and not self._options.is_spent(self._tree)
 
-    def pick(self, number: int) -> Node | None:
-        nodes = self.open_nodes()
-        strategy = self.options.strategy
+    def pick(self) -> Node | None:
+        """Choose the node from which the next dialogue is played; None when there is none left."""
+        nodes = [node for node in self._tree.nodes if self._is_open(node)]
         if not nodes:
             return None
-        if strategy == "chains":
+        if self._options.strategy == "chains":
             return nodes[0]
-        if strategy.startswith("any-"):
-            top = nodes
-        else:
-            level = max(len(self.met[n.id]) for n in nodes)
-            top = [n for n in nodes if len(self.met[n.id]) == level]
-        fresh = [n for n in top if not self.children[n.id]]
-        if fresh:
-            return fresh[0]
-        if strategy == "return":
-            return top[0]
-        luck = Luck(self.tree.seed, "pick", number)
-        kind = strategy.split("-")[-1]
-        if kind == "uniform":
-            return luck.choice(top)
-        if kind == "novel":
-            weights = [self.novelty(n) for n in top]
-        elif kind == "spread":
-            weights = [self.novelty(n) / (1 + self.below.get(n.id, 0)) for n in top]
-        elif kind == "early":
-            weights = [self.novelty(n) / (1 + i) for i, n in enumerate(top)]
-        elif kind == "most":
-            weights = [self.novelty(n) for n in top]
-            return top[max(range(len(top)), key=lambda i: weights[i])]
-        elif kind == "speech":  # only where the customer has just spoken
-            weights = [self.novelty(n) * (n.episode.messages[-1].role == "user") for n in top]
-        elif kind == "tool":
-            weights = [self.novelty(n) * (1 + 2 * (n.episode.messages[-1].role == "tool")) for n in top]
+        most = max(len(self.goals[node.id]) for node in nodes)
+        best = [node for node in nodes if len(self.goals[node.id]) == most]
+        weights = [_unsaid(node) for node in best]
         if sum(weights) < 1e-3:
-            return top[0]
-        mark = luck.below(1 << 40) / (1 << 40) * sum(weights)
-        for node, weight in zip(top, weights):
+            return best[0]
+        mark = Luck(self._tree.seed, "pick", self._tree.steps).uniform() * sum(weights)
+        for node, weight in zip(best, weights, strict=True):
             mark -= weight
             if mark < 0:
                 return node
-        return top[-1]
+        return best[-1]
 
-    def novelty(self, node: Node) -> float:
-        children = self.children[node.id]
-        known = 0.0
-        for child in children:
-            first = child.messages[0] if child.messages else None
-            known += math.exp(first.logprob) if first and first.logprob is not None else 0.5 / len(children)
-        return max(0.0, 1.0 - known)
+    def play(self, node: Node) -> None:
+        """Play a dialogue until it ends, is spoiled or given up, or has solved the task."""
+        while not self._tree.solved and self._is_open(node) and self.has_patience():
+            node = self._move(node)
 
-    def roll_out(self, node: Node) -> None:
-        path = node.path()
-        while True:
-            node = self.move(node)
-            path.append(node)
-            if self.solution or node.episode.outcome is not None or node.state == "pruned":
-                break
-            if turns(node.episode) >= self.options.max_steps or self.options.is_spent(self.tree):
-                break
-        if not self.solution:
-            for n in path:
-                self.below[n.id] = self.below.get(n.id, 0) + 1
+    def _is_open(self, node: Node) -> bool:
+        return node.state in ("root", "live", "expanded") and (
+            turns(node.episode) < self._options.max_steps
+        )
 
-    def move(self, parent: Node) -> Node:
-        draw = self.draws.get(parent.id, 0)
-        self.draws[parent.id] = draw + 1
-        seed = derive(self.tree.seed, "draw", parent.id, draw)
-        episode, _ = self.player.act(parent.episode, seed)
-        said = episode.messages[len(parent.episode.messages):]
-        node = next((c for c in self.children[parent.id] if self.said(c) == said), None)
-        if node is not None:
-            node.visits += 1
-            node.repeated += usage_of(said, "assistant")
-        else:
-            parent.state = "expanded" if parent.parent else "root"
-            node = self.tree.grow(parent, episode, seed)
-            self.children[parent.id].append(node)
-            self.children[node.id] = []
-            self.met[node.id] = self.player.dialogue.goals_met(episode)
-            node.met = self.met[node.id] - self.met[parent.id]
-            if self.options.reward == "goal_calls" and len(self.met[node.id]) == len(self.tree.task.goals) > 0:
-                self.solution = node
-            elif episode.outcome is None:
-                node.episode = self.player.listen(episode)
-                if node.episode.outcome is not None:
-                    node.state = "over"
-            if self.options.reward == "terminal" and node.episode.reward == 1.0:
-                self.solution = node
-        self.tree.steps += 1
-        self.on_step(self.tree, 1)
+    def _move(self, parent: Node) -> Node:
+        """Play one move; return the node it leads to, which may have been there before."""
+        tree, dialogue = self._tree, self._player.dialogue
+        seed = derive(tree.seed, "move", parent.id, sum(child.visits for child in parent.children))
+        episode, _ = self._player.act(parent.episode, seed)
+        said = episode.messages[len(parent.episode.messages) :]
+        tree.steps += 1
+        twin = next((child for child in parent.children if child.said == said), None)
+        if twin is not None:
+            tree.repeat(twin, said)
+            self._on_step(tree, 1)
+            return twin
+        if parent.parent:
+            parent.state = "expanded"
+        node = tree.grow(parent, episode, seed)
+        self.goals[node.id] = dialogue.goals_met(episode)
+        node.met = self.goals[node.id] - self.goals[parent.id]
+        if node.met and len(self.goals[node.id]) > max(
+            len(goals) for other, goals in self.goals.items() if other != node.id
+        ):
+            self._progressed = tree.steps
+        self._judge(node, said)
+        self._on_step(tree, 1)
         return node
 
-    def said(self, node: Node):
-        messages = node.messages
-        return messages[:-1] if messages and messages[-1].role == "user" else messages
+    def _judge(self, node: Node, said: Sequence[Message]) -> None:
+        """Let the customer answer, unless the task is solved or the dialogue spoiled."""
+        tree, dialogue = self._tree, self._player.dialogue
+        if self._options.reward == "goal_calls":
+            if len(self.goals[node.id]) == len(tree.task.goals) > 0:
+                tree.solve(node)
+                return
+        if self._options.strategy == "go_explore" and not node.met and _is_spoiled(said):
+            if node.state == "live":
+                node.state = "pruned"
+            return
+        if node.state == "live":
+            tree.answer(node, self._player.listen(node.episode))
+        if self._options.reward == "terminal" and node.episode.reward == 1.0:
+            tree.goals_met = dialogue.goals_met(node.episode)
+            tree.solve(node)
 
-    def mark(self) -> None:
-        tree = self.tree
-        tree.goals_met = max(self.met.values(), key=len)
-        if self.options.reward == "goal_calls":
-            for node in tree.nodes:
-                if node.met:
-                    for above in node.path():
-                        above.successful = True
-        if self.solution is not None:
-            tree.solved = True
-            for above in self.solution.path():
-                above.golden = above.successful = True
-                above.collapsed = bool(above.met)
+
+def _unsaid(node: Node) -> float:
+    """Return how likely the model is to say something that it has not yet said here.
+
+    One less the probabilities of what it has said. Where these are not known, Good and Turing's
+    estimate for samples that all differ: one less for each of them.
+    """
+    known = 0.0
+    for child in node.children:
+        logprob = child.messages[0].logprob if child.messages else 0.0
+        if logprob is None:
+            once = sum(child.visits == 1 for child in node.children)
+            return once / sum(child.visits for child in node.children)
+        known += math.exp(logprob)
+    return max(0.0, 1.0 - known)
+
+
+def _is_spoiled(said: Sequence[Message]) -> bool:
+    return any(m.role == "tool" and m.content.startswith("Error: ") for m in said)

@@ -23,19 +23,23 @@ from toolwoz_gym.types import Task
 class SearchOptions:
     """How a tree grows."""
 
-    strategy: str = "josh"
+    strategy: Literal["go_explore", "josh", "chains"] = "josh"
+    """``josh``: the published beam search (:mod:`josh_search.josh`). ``go_explore``: one dialogue
+    after the other, each from the best place known; ``chains``: each from the opening
+    (:mod:`josh_search.rollouts`)."""
     beam: int = 8
     """josh: a step expands its leaves only while that leaves no more than so many."""
     width: int = 2
     """josh: children of a leaf that expands."""
-    rollouts: int = 8
-    """chains, return: dialogues played without a new goal before the search gives up."""
+    branch: Literal["turn", "output"] = "turn"
+    """josh: whether a step is a whole turn of the agent's, or one model output. The others play
+    single outputs."""
+    patience: int = 100
+    """go_explore, chains: the search gives up after so many model outputs without a new goal."""
     max_steps: int = 15
     """Agent turns (josh with ``branch="output"``: outputs) from the root to the deepest leaf."""
     max_outputs: int = 3
     """Model outputs in one agent turn; a turn that uses them up without a word ends in silence."""
-    branch: Literal["turn", "output"] = "turn"
-    """Where a dialogue can branch: before each agent turn, or before each single model output."""
     max_tokens: int | None = None
     """The search gives up when agent and customer have written so many tokens; None: never."""
     reward: Literal["goal_calls", "terminal"] = "goal_calls"
@@ -74,9 +78,10 @@ def search(
     """
     tree = Tree(task, seed)
     tree.grow(None, dialogue.start(task, seed=seed))
-    player = Player(dialogue, agent, options.branch, options.max_outputs)
     if options.strategy == "josh":
+        player = Player(dialogue, agent, options.branch, options.max_outputs)
         grow_beam(player, tree, options, mapper, on_step)
     else:
+        player = Player(dialogue, agent, "output", options.max_outputs)
         grow_rollouts(player, tree, options, on_step)
     return tree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,6 +39,8 @@ class Node:
     repeated: Usage = Usage()
     """What the model cost when it said the same once more."""
 
+    children: list[Node] = field(default_factory=list, repr=False)
+
     @property
     def usage(self) -> Usage:
         """What the agent's turn has cost, all visits together."""
@@ -48,6 +51,17 @@ class Node:
         """What the node adds to its parent's dialogue."""
         start = len(self.parent.episode.messages) if self.parent else 0
         return self.episode.messages[start:]
+
+    @property
+    def said(self) -> tuple[Message, ...]:
+        """What the agent's move added: its messages and the tools' answers, not the customer's."""
+        messages = self.messages
+        return messages[:-1] if messages and messages[-1].role == "user" else messages
+
+    def mark_successful(self) -> None:
+        """Mark the node and all above it."""
+        for node in self.path():
+            node.successful = True
 
     def path(self) -> list[Node]:
         """Return the nodes from the root to this one."""
@@ -70,17 +84,11 @@ class Tree:
     goals_met: frozenset[int] = frozenset()
     """The goals on the golden path."""
     solved: bool = False
+    written: int = 0
+    """Tokens that agent and customer have written."""
     steps: int = 0
     """Search steps played: those of the whole beam, or single moves where one path is played at a
     time."""
-
-    @property
-    def written(self) -> int:
-        """Tokens that agent and customer have written."""
-        return sum(
-            node.usage.completion + usage_of(node.messages, "user").completion
-            for node in self.nodes
-        )
 
     def grow(self, parent: Node | None, episode: Episode, seed: int | None = None) -> Node:
         """Add a node; ``live``, or ``over`` when its dialogue has ended."""
@@ -90,7 +98,33 @@ class Tree:
         step = None if parent is None else 0 if parent.step is None else parent.step + 1
         node = Node(len(self.nodes), parent, step, episode, state, seed=seed)
         self.nodes.append(node)
+        if parent:
+            parent.children.append(node)
+        self._count(node.messages)
         return node
+
+    def answer(self, node: Node, episode: Episode) -> None:
+        """Go on with a node's dialogue: its customer has answered."""
+        self._count(episode.messages[len(node.episode.messages) :])
+        node.episode = episode
+        if episode.outcome is not None:
+            node.state = "over"
+
+    def repeat(self, node: Node, said: Sequence[Message]) -> None:
+        """Note that the model has made a node's move once more."""
+        node.visits += 1
+        node.repeated += usage_of(said, "assistant")
+        self._count(said)
+
+    def solve(self, node: Node) -> None:
+        """Mark the way to a node that has what the customer wanted."""
+        self.solved = True
+        for above in node.path():
+            above.golden = above.successful = True
+            above.collapsed = bool(above.met)
+
+    def _count(self, messages: Iterable[Message]) -> None:
+        self.written += sum(m.usage.completion for m in messages if m.usage)
 
     @property
     def progress(self) -> float:

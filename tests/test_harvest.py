@@ -6,14 +6,13 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agents.base import Agent, AgentFactory, BackendError
+from agents.base import Agent, AgentFactory
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.tool_calling import system_prompt
 from josh_search.__main__ import main
@@ -220,38 +219,6 @@ def test_an_interrupt_keeps_what_is_finished(
     assert sorted(lines(path)) == sorted(lines(whole))
 
 
-class Unreachable:
-    """An agent whose model does not answer, and that says so when it is asked."""
-
-    def __init__(self, asked: threading.Event) -> None:
-        self.asked = asked
-
-    def act(self, view: Sequence[Message], *, seed: int) -> Message:
-        self.asked.set()
-        raise BackendError("no answer")
-
-
-def test_an_unreachable_model_keeps_what_is_finished(whole: Path, tmp_path: Path) -> None:
-    """The last tree breaks off while the first one's record is written: ten more are finished."""
-    asked = threading.Event()
-
-    class Slow(Silent):
-        def update(self, tally: Tally, record: Mapping[str, Any] | None) -> None:
-            super().update(tally, record)
-            if record is not None:
-                assert asked.wait(60)
-
-    def all_but_the_last(task: Task) -> Agent:
-        return Unreachable(asked) if task is TASKS[-1] else every_third(task)
-
-    path = tmp_path / "run"
-    with pytest.raises(BackendError, match="no answer"):
-        run(path, all_but_the_last, at_once=1, watcher=Slow())
-    assert sorted(lines(path)) == sorted(lines_of(whole, *TASKS[:-1]))
-    run(path)
-    assert sorted(lines(path)) == sorted(lines(whole))
-
-
 # --- the command -----------------------------------------------------------------------------
 
 COMMAND = ["--agent", "random", "--world", "builtin:domains=1", "--beam", "4", "--trees", "2"]
@@ -297,7 +264,6 @@ def test_the_command_goes_on_after_an_interrupt_and_after_a_kill(tmp_path: Path)
         ["--world", "builtin:domains=1,seed=1"],
         ["--split", "val"],
         ["--user", "scripted:noise=1"],
-        ["--tasks", "3"],
     ],
 )
 def test_another_configuration_is_refused(

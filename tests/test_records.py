@@ -157,6 +157,20 @@ def test_only_one_at_a_time_may_write(log_file: Path) -> None:
     assert keys(log_file) == [1, 2, 3, 4]
 
 
+def test_a_log_that_cannot_be_opened_is_a_usage_error(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none" / "log.jsonl"):
+        with pytest.raises(
+            UsageError, match=r"^cannot write [^\n]*: [A-Z][^\n]*run again to go on$"
+        ):
+            Log(path)
+
+
+def test_a_full_disk_is_a_usage_error() -> None:
+    """A device that is always full, and that nothing can be cut off from."""
+    with pytest.raises(UsageError, match=r"^cannot write /dev/full: [^\n]*$"):
+        Log(Path("/dev/full")).append({"key": 1})
+
+
 def test_what_json_does_not_know_is_not_written(log_file: Path) -> None:
     log = Log(log_file)
     with pytest.raises(ValueError, match="Out of range"):
@@ -242,8 +256,8 @@ def test_a_run_killed_while_it_began_can_begin_again(tmp_path: Path) -> None:
     )
     killed = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert killed.returncode == -signal.SIGKILL and any(path.iterdir())
-    RunFolder(path, CONFIG)
-    assert (path / "config.json").exists()
+    RunFolder(path, CONFIG).log("trees").close()
+    assert {file.name for file in path.iterdir()} == {"config.json", "trees.jsonl"}
 
 
 def other_option(path: Path) -> None:

@@ -175,6 +175,7 @@ def write_run(folder: Path, trees: list[dict[str, Any]]) -> Path:
             "dpo": 18,
             "dropped": {"messages of golden paths with malformed output": 2},
         },
+        "infra_error": 3,
         "seconds": 412.0,
         "model": "Qwen/Qwen2.5-0.5B-Instruct",
         "world": "b1946ac92492",
@@ -218,32 +219,46 @@ def test_every_task_and_node_is_embedded(tmp_path: Path) -> None:
                 assert shown.get(name, node[name]) == node[name]
 
 
-def test_milestones_say_after_how_many_tokens_goals_were_met(tmp_path: Path) -> None:
+def test_the_curve_says_after_how_many_written_tokens_goals_were_met(tmp_path: Path) -> None:
+    def tree(goals_met: list[int], solved: bool, *nodes: dict[str, Any]) -> dict[str, Any]:
+        numbered = [{"id": number, **node} for number, node in enumerate(nodes)]
+        return random_tree(0) | {"goals_met": goals_met, "solved": solved, "nodes": numbered}
+
     def node(parent: int | None, cost: int, customer: int = 0, **more: Any) -> dict[str, Any]:
         said = {"role": "user", "content": "Yes.", "usage": {"prompt": 50, "completion": customer}}
-        marks = {"met": [], "golden": True, "outcome": None, "parent": parent}
-        return {**marks, "usage": {"prompt": 700, "completion": cost}, "messages": [said], **more}
+        usage = {"prompt": 700, "completion": cost}
+        return {"parent": parent, "met": [], "golden": False, "outcome": None} | {
+            "usage": usage,
+            "messages": [said],
+            **more,
+        }
 
-    guided = random_tree(0) | {
-        "goals_met": [0, 2],
-        "nodes": [
-            node(None, 0),
-            node(0, 100, met=[2], golden=False),  # a hit that was not kept
-            node(0, 10, customer=5, met=[2]),
-            node(2, 20),
-            node(3, 30, met=[0]),
-        ],
-    }
-    terminal = random_tree(1) | {
-        "goals_met": [0, 1],
-        "nodes": [node(None, 0), node(0, 10), node(1, 10, outcome="success")],
-    }
-    unsolved = random_tree(2) | {"goals_met": [], "nodes": [node(None, 0), node(0, 9)]}
+    guided = tree(
+        [0, 2],
+        True,
+        node(None, 0, golden=True),
+        node(0, 100),
+        node(0, 10, customer=5, met=[2], golden=True),
+        node(0, 7, met=[0, 1, 2]),  # not kept, but it was the best path then
+        node(2, 20, golden=True),
+        node(4, 30, met=[0], golden=True),
+        node(5, 40),
+    )
+    terminal = tree(
+        [0, 1],
+        True,
+        node(None, 0, golden=True),
+        node(0, 10, golden=True),
+        node(0, 10, golden=True),
+        node(1, 10, golden=True, outcome="success"),
+        node(2, 10, golden=True, outcome="success"),
+    )
+    unsolved = tree([1, 2], False, node(None, 0), node(0, 9, met=[2]), node(1, 9, met=[1]))
     data = embedded(write_report(write_run(tmp_path, [guided, terminal, unsolved])))
-    assert [task["milestones"] for task in data.tasks] == [
-        [[100 + 15, 1], [100 + 15 + 20 + 30, 2]],
-        [[10 + 10, 2]],
-        [],
+    assert [(task["goals_after"], task["solved_after"]) for task in data.tasks] == [
+        ([115, 122], 172),
+        ([30, 30], 30),
+        ([9, 18], None),
     ]
 
 
@@ -498,6 +513,7 @@ def test_the_first_screen_shows_the_solved_tree_with_the_longest_story(
     assert page.text("#instruction") == tree["instruction"]
     assert page.text("#run h1") == "JOSH search: demo"
     assert "dropped 2 messages of golden paths with malformed output" in page.text("#run")
+    assert "Lost trees\n3\ninfrastructure errors" in page.text("#run")
     assert page.run("return document.querySelectorAll('.node').length") == len(tree["nodes"])
 
 
@@ -554,7 +570,7 @@ def test_the_slider_says_what_stopping_earlier_would_have_found(
     assert f": {floor(100 * met / goals + 0.5)} % of goals met, " in caption
     assert f", {floor(100 * solved / len(trees) + 0.5)} % of tasks solved, " in caption
     page.type("#curves input", "\ue011")  # Home
-    assert "stopped after 0 written tokens: 0 % of goals met" in page.text("#curves figcaption")
+    assert "stopped after 0 tokens: 0 % of goals met" in page.text("#curves figcaption")
 
 
 @pytest.mark.browser
@@ -668,6 +684,15 @@ def test_keys_walk_the_tree(page: Browser, trees: list[dict[str, Any]]) -> None:
     assert page.text("#dialogue h2") == f"Step {tree['steps']} · node {golden[-1]}"
     page.type('.node[tabindex="0"]', enter)
     assert page.run("return document.activeElement.id") == "chat"
+
+
+@pytest.mark.browser
+def test_keys_walk_the_list(page: Browser, trees: list[dict[str, Any]]) -> None:
+    down, up, enter = "\ue015", "\ue013", "\ue007"
+    page.type("#list button", down + down + up + enter)
+    page.settle()
+    assert page.text("#task h2") == trees[1]["task_id"]
+    assert page.text("#list [aria-current] .name") == trees[1]["task_id"]
 
 
 @pytest.mark.browser

@@ -85,6 +85,8 @@ searched = st.builds(
     error_rate=st.sampled_from([0.0, 0.2, 0.5, 0.8]),
     options=st.builds(
         SearchOptions,
+        strategy=st.sampled_from(["josh", "josh", "chains", "return"]),
+        branch=st.sampled_from(["turn", "output"]),
         beam=st.sampled_from([1, 2, 4, 8]),
         max_steps=st.integers(1, 8),
         max_outputs=st.sampled_from([1, 3]),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.harvest_load import ModelStub, measure_load
 from benchmarks.speed import HOSTILE, operations, repeated
 from benchmarks.tau_speed import gold_run, grow_tree, hold_forks
 from benchmarks.tau_speed import operations as tau_operations
@@ -27,7 +29,7 @@ def tau_bench(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
-SMALL = ["--repetitions", "3", "--open", "1", "20", "--rows", "1", "2"]
+SMALL = ["--repetitions", "3", "--open", "1", "20", "--rows", "1", "2", "--latency"]
 
 
 def test_the_command_prints_what_it_writes(
@@ -109,6 +111,7 @@ def test_the_tree_that_is_timed_is_fifteen_steps_deep_and_eight_leaves_wide(
     [
         (["--repetitions", "0"], "at least one repetition"),
         (["--open", "10", "0"], "are at least 1"),
+        (["--latency", "0"], "more than 0 seconds"),
         (["--rows", "0"], "are at least 1"),
         (["--env", "ToolWOZ-v9"], "no environment 'ToolWOZ-v9'"),
         (["--world", "mars"], "no world 'mars'"),
@@ -147,3 +150,28 @@ def test_repeated_rows_have_keys_of_their_own_and_all_else_alike() -> None:
 
 def test_hostile_actions_are_as_long_as_actions_may_be() -> None:
     assert all(MAX_CHARS / 4 < len(action) <= MAX_CHARS for action in HOSTILE.values())
+
+
+# --- the harvest -----------------------------------------------------------------------------
+
+
+def test_a_model_stub_is_busy_with_what_it_has_begun() -> None:
+    """Two slots, three calls: two at once, and one after them."""
+    model = ModelStub(2, 0.02)
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            pool.submit(model.call)
+    first, _, third = sorted(model.begun)
+    assert third >= first + 0.02
+    assert model.busy(first, third + 0.02) <= 0.75 + 1e-6
+    model.begun = [1.0, 1.0, 1.02]
+    assert model.busy(1.0, 1.04) == pytest.approx(0.75)
+    assert model.busy(1.01, 1.03) == pytest.approx(0.75)
+    assert model.busy(1.02, 1.04) == pytest.approx(0.5)
+
+
+def test_the_load_of_a_harvest_is_measured_until_its_tail() -> None:
+    load = measure_load(0.001, trees=280)
+    assert load.latency == 0.001 and load.seconds > 0 and load.calls > 280
+    assert 0 < load.busy <= 1 and 0 < load.own < 10 and 0 < load.customer < 10
+    assert load.own_us == pytest.approx(load.own * load.seconds / load.calls * 1e6)

@@ -66,10 +66,11 @@ def map_beside(pool: Executor, function: Callable[[T], U], items: Iterable[T], /
     Raises:
         CancelledError: The pool was shut down.
     """
-    first, *others = items
-    futures = [pool.submit(function, item) for item in others]
+    coming = iter(items)
+    here = list(islice(coming, 1))
+    futures = [pool.submit(function, item) for item in coming]
     try:
-        return [function(first), *(future.result() for future in futures)]
+        return [*map(function, here), *(future.result() for future in futures)]
     finally:  # after an error the others are of no use
         for future in futures:
             future.cancel()

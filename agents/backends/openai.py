@@ -20,8 +20,15 @@ from openai import APIStatusError, DefaultHttpxClient, OpenAI, Timeout
 from pydantic import BaseModel, Field
 from tenacity import RetryCallState
 
-from agents.backends.retry import FAILED, Patience, describe, overflows, refused_parameter
-from agents.backends.spending import Budget, Price, prices
+from agents.backends.retry import (
+    FAILED,
+    Patience,
+    concerns_all,
+    describe,
+    overflows,
+    refused_parameter,
+)
+from agents.backends.spending import Budget, Price, RunStopped, prices
 from agents.base import BackendError, ChatMessage, Completion, Sampling
 from toolwoz_gym.actions import parse_action
 from toolwoz_gym.types import ToolCall, ToolSpec, Usage, UsageError
@@ -259,7 +266,8 @@ class OpenAIBackend:
                 that makes it. None: the model sees no tools but those that the prompt tells of.
 
         Raises:
-            BudgetSpent: The run may spend no more.
+            RunStopped: No call can succeed: the key, the model's name or the address is wrong, or
+                the budget is spent (:class:`~agents.backends.spending.BudgetSpent`).
             BackendError: There is no answer to be had.
         """
         request = self._request(prompt, sampling, tools)
@@ -269,8 +277,9 @@ class OpenAIBackend:
         except FAILED as error:
             tries = retrying.statistics["attempt_number"]
             often = f" ({tries} tries)" if tries > 1 else ""
+            kind = RunStopped if concerns_all(error) else BackendError
             # Not chained: the server's words can repeat the key.
-            raise BackendError(_without_keys(f"{self._name}: {describe(error)}{often}")) from None
+            raise kind(_without_keys(f"{self._name}: {describe(error)}{often}")) from None
 
     def close(self) -> None:
         """Break off waiting calls, and take no more."""

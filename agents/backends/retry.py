@@ -78,9 +78,18 @@ class Patience:
         if not isinstance(error, APIError) or _asked_wait(error) > self.longest:
             return False
         status = _status(error)
-        # OpenAI's answer when the account has run dry: waiting does not fill it.
-        dry = error.code == "insufficient_quota"
-        return not dry and (status in _PASSING_STATUS or status >= 500)
+        return not concerns_all(error) and (status in _PASSING_STATUS or status >= 500)
+
+
+def concerns_all(error: Exception) -> bool:
+    """Return whether every other request fails too, for as long as nobody does something.
+
+    That is so when the key, the model's name or the address is wrong, and when the account has run
+    dry, which OpenAI tells like a rate limit.
+    """
+    if not isinstance(error, APIError):
+        return False
+    return _status(error) in _HINTS or error.code == "insufficient_quota"
 
 
 def overflows(error: APIError) -> bool:

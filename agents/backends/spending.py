@@ -14,8 +14,12 @@ from agents.base import BackendError
 _PRICES = Path(__file__).resolve().parents[1] / "prices.toml"
 
 
-class BudgetSpent(BackendError):
-    """The run has spent what it may: what is finished is kept, and a higher limit goes on."""
+class RunStopped(BackendError):
+    """No further call of the run can succeed: it ends at once, and what is finished is kept."""
+
+
+class BudgetSpent(RunStopped):
+    """The run has spent what it may. It can go on with a higher limit."""
 
 
 @dataclass(frozen=True, slots=True)
