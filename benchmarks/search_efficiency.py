@@ -79,7 +79,9 @@ class EfficiencyOptions(AgentOptions):
     def decisive(self) -> dict[str, Any]:
         """Return the options that decide what the records say, as JSON data."""
         kept = asdict(self)
-        return {k: v for k, v in kept.items() if k not in ("run", "trees", "device", "only", "seeds")}
+        return {
+            k: v for k, v in kept.items() if k not in ("run", "trees", "device", "only", "seeds")
+        }
 
 
 def run(options: EfficiencyOptions) -> None:
@@ -104,7 +106,8 @@ def run(options: EfficiencyOptions) -> None:
     tasks = [env.tasks[i] for i in range(options.tasks)]
     with closing(folder.log(SEARCHES)) as log:
         done = {record["key"] for record in read_jsonl(log.path)}
-        todo = [(n, s) for s in range(options.seeds) for n in options.only if f"{n}/{s}" not in done]
+        pairs = [(name, seed) for seed in range(options.seeds) for name in options.only]
+        todo = [(name, seed) for name, seed in pairs if f"{name}/{seed}" not in done]
         if todo:
             with options.open(domain) as make_agent:
                 for name, seed in todo:
@@ -150,7 +153,7 @@ def _play(
                     make_agent(task),
                     task,
                     seed=derive(seed, task.id, len(records)),
-                    options=replace(how, max_tokens=options.budget - spent),
+                    options=replace(how, tree_tokens=options.budget - spent),
                     mapper=leaves.map,
                 )
                 if tree.written == 0:

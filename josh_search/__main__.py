@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from agents.base import BackendError
 from agents.options import AgentOptions
@@ -22,8 +22,8 @@ from toolwoz_gym.records import RunFolder
 from toolwoz_gym.types import UsageError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HarvestOptions(AgentOptions):
+@dataclass(frozen=True, kw_only=True)
+class HarvestOptions(AgentOptions, SearchOptions):
     """Search dialogues for what earns the reward, and write training rows from what is found."""
 
     run: Path = Path("runs/demo")
@@ -38,14 +38,6 @@ class HarvestOptions(AgentOptions):
     """The customer: scripted, scripted:noise=0.3 (0 to 1) or replay."""
     tasks: int = 24
     """How many tasks to play: the first of the split."""
-    beam: int = 8
-    """Most leaves that a step branches into."""
-    max_steps: int = 15
-    """Agent turns from the opening to the deepest leaf."""
-    max_outputs: int = 3
-    """Model outputs in one agent turn."""
-    reward: Literal["goal_calls", "terminal"] = "goal_calls"
-    """What guides the search: the goals that the environment reports as met, or its 0/1 alone."""
     trees: int = 4
     """Trees that grow at a time."""
     seed: int = 0
@@ -63,7 +55,8 @@ def run(options: HarvestOptions) -> None:
     Raises:
         UsageError: An option makes no sense, or the run folder cannot be used.
     """
-    for name in ("tasks", "beam", "max_steps", "max_outputs", "trees"):
+    options.check()
+    for name in ("tasks", "trees"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
     began = time.monotonic()
@@ -83,12 +76,7 @@ def run(options: HarvestOptions) -> None:
             dialogue,
             make_agent,
             seed=options.seed,
-            options=SearchOptions(
-                beam=options.beam,
-                max_steps=options.max_steps,
-                max_outputs=options.max_outputs,
-                reward=options.reward,
-            ),
+            options=options,
             trees_at_once=options.trees,
         )
         tally = harvest(engine, env.tasks, folder, watcher=progress, number=options.tasks)

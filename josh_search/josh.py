@@ -36,6 +36,7 @@ def grow_beam(
     dialogue, root = player.dialogue, tree.nodes[0]
     outstanding = frozenset(range(len(tree.task.goals))) - dialogue.goals_met(root.episode)
     guided = options.reward == "goal_calls"
+    last = root
     live = [root] if root.state == "root" else []
     while (
         live
@@ -51,13 +52,15 @@ def grow_beam(
             if target := _find_target(played):
                 _collapse(tree, live, target)
                 outstanding -= target.met
+                last = target
                 live = [target] if target.state == "live" else []
         live = _listen(player, tree, live, mapper)
         tree.steps += 1
         on_step(tree, len(live))
     if guided:
         tree.goals_met = frozenset(range(len(tree.task.goals))) - outstanding
-        tree.solved = bool(tree.task.goals) and not outstanding
+        spoiled = dialogue.domain.is_spoiled(tree.task, last.episode.world)
+        tree.solved = bool(tree.task.goals) and not outstanding and not spoiled
     else:
         _mark_rewarded(player, tree)
 

@@ -129,15 +129,15 @@ class _Rollouts:
     def _judge(self, node: Node, said: Sequence[Message]) -> None:
         """Let the customer answer, unless the task is solved or the dialogue spoiled."""
         tree, dialogue = self._tree, self._player.dialogue
-        if self._options.reward == "goal_calls":
-            if len(self.goals[node.id]) == len(tree.task.goals) > 0:
-                tree.solve(node)
-                return
-        if self._options.strategy == "go_explore" and not node.met and _is_spoiled(said):
-            if node.state == "live":
-                node.state = "pruned"
+        hopeless = dialogue.domain.is_spoiled(tree.task, node.episode.world)
+        met_all = len(self.goals[node.id]) == len(tree.task.goals) > 0
+        if met_all and self._options.reward == "goal_calls" and not hopeless:
+            tree.solve(node)
             return
-        if node.state == "live":
+        spoiled = hopeless or (_is_mistaken(said) and not node.met)
+        if spoiled and self._options.strategy == "go_explore" and node.state == "live":
+            node.state = "pruned"
+        elif node.state == "live":
             tree.answer(node, self._player.listen(node.episode))
         if self._options.reward == "terminal" and node.episode.reward == 1.0:
             tree.goals_met = dialogue.goals_met(node.episode)
@@ -160,5 +160,6 @@ def _unsaid(node: Node) -> float:
     return max(0.0, 1.0 - known)
 
 
-def _is_spoiled(said: Sequence[Message]) -> bool:
+def _is_mistaken(said: Sequence[Message]) -> bool:
+    """Whether the environment answered a move with an error."""
     return any(m.role == "tool" and m.content.startswith("Error: ") for m in said)

@@ -7,7 +7,7 @@ copies anything: an :class:`~toolwoz_gym.types.Episode` is one immutable value.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from agents.base import Agent
@@ -16,39 +16,48 @@ from josh_search.player import Player
 from josh_search.rollouts import grow_rollouts
 from josh_search.tree import Tree
 from toolwoz_gym.dialogue import Dialogue
-from toolwoz_gym.types import Task
+from toolwoz_gym.types import Task, UsageError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     """How a tree grows."""
 
     strategy: Literal["go_explore", "josh", "chains"] = "josh"
-    """``josh``: the published beam search (:mod:`josh_search.josh`). ``go_explore``: one dialogue
-    after the other, each from the best place known; ``chains``: each from the opening
-    (:mod:`josh_search.rollouts`)."""
+    """josh: the paper's beam search over agent turns. go_explore: one dialogue after the other,
+    each from the best place known. chains: one after the other, each from the opening."""
     beam: int = 8
     """josh: a step expands its leaves only while that leaves no more than so many."""
     width: int = 2
     """josh: children of a leaf that expands."""
     branch: Literal["turn", "output"] = "turn"
-    """josh: whether a step is a whole turn of the agent's, or one model output. The others play
-    single outputs."""
+    """josh: whether a step is a whole turn of the agent's or one model output. The other strategies
+    play single outputs."""
     patience: int = 100
-    """go_explore, chains: the search gives up after so many model outputs without a new goal."""
+    """go_explore, chains: model outputs without a new goal before the search gives up."""
     max_steps: int = 15
-    """Agent turns (josh with ``branch="output"``: outputs) from the root to the deepest leaf."""
+    """Agent turns from the opening to the deepest leaf; outputs, for josh with branch=output."""
     max_outputs: int = 3
     """Model outputs in one agent turn; a turn that uses them up without a word ends in silence."""
-    max_tokens: int | None = None
-    """The search gives up when agent and customer have written so many tokens; None: never."""
+    tree_tokens: int | None = None
+    """Tokens, written by agent and customer, after which the search gives up."""
     reward: Literal["goal_calls", "terminal"] = "goal_calls"
-    """``goal_calls``: the goals that the environment reports as met guide the search.
-    ``terminal``: dialogues are played to their end, and the environment's 0/1 reward decides."""
+    """What guides the search: the goals that the environment reports as met, or its 0/1 alone."""
+
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            UsageError: It does not.
+        """
+        for field in fields(SearchOptions):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise UsageError(f"{field.name} must be at least 1")
 
     def is_spent(self, tree: Tree) -> bool:
         """Whether the tree has used up its tokens."""
-        return self.max_tokens is not None and tree.written >= self.max_tokens
+        return self.tree_tokens is not None and tree.written >= self.tree_tokens
 
 
 def search(

@@ -192,6 +192,10 @@ class Domain(Protocol):
         """Return the indices of the task's goals that are met."""
         ...
 
+    def is_spoiled(self, task: Task, world: World) -> bool:
+        """Return whether the reward is known to be out of reach, whatever is still done."""
+        ...
+
     def score(self, episode: Episode) -> float:
         """Return the reward, 0.0 or 1.0, of a dialogue that ends here."""
         ...

@@ -14,8 +14,58 @@ if TYPE_CHECKING:
 
 Ints: TypeAlias = NDArray[np.int64]
 
-Layers: TypeAlias = "Sequence[tuple[torch.Tensor, torch.Tensor]]"
-"""Keys and values of each layer, each of shape [1, heads, tokens, head size]."""
+
+class KeyValues:
+    """Cells for keys and values, a cell for what a model has made of one token."""
+
+    def __init__(self, layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Take over tensors.
+
+        Args:
+            layers: Keys and values of each layer, each of shape [1, heads, cells, head size].
+        """
+        self.layers = list(layers)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that they take."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer)
+
+    def read(self, cells: Ints) -> KeyValues:
+        """Return a copy of some cells, in their order."""
+        index = self._index(cells)
+        return KeyValues(
+            [(k.index_select(2, index), v.index_select(2, index)) for k, v in self.layers]
+        )
+
+    def write(self, cells: Ints, new: KeyValues) -> None:
+        """Fill some cells, in their order."""
+        index = self._index(cells)
+        for layer, filling in zip(self.layers, new.layers, strict=True):
+            for tensor, x in zip(layer, filling, strict=True):
+                tensor.index_copy_(2, index, x)
+
+    def blank(self, count: int) -> KeyValues:
+        """Return so many cells of the same kind, with anything in them."""
+
+        def blank(x: torch.Tensor) -> torch.Tensor:
+            return x.new_empty(1, x.shape[1], count, x.shape[3])
+
+        return KeyValues([(blank(k), blank(v)) for k, v in self.layers])
+
+    def extend(self, count: int) -> None:
+        """Add so many cells of zeros."""
+        import torch
+
+        def longer(x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.pad(x, (0, 0, 0, count))
+
+        self.layers = [(longer(k), longer(v)) for k, v in self.layers]
+
+    def _index(self, cells: Ints) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(cells).to(self.layers[0][0].device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,25 +81,22 @@ class PrefixStore:
     Entries that were used least recently give way. Not safe for several threads at once.
     """
 
-    def __init__(self, sample: Layers, capacity: int) -> None:
+    def __init__(self, sample: KeyValues, capacity: int) -> None:
         """Make an empty store.
 
         Args:
-            sample: Keys and values of any text: their shapes, type and device are the pool's.
+            sample: Keys and values of any token: their shapes, type and device are the store's.
             capacity: Number of slots.
         """
         self.capacity = capacity
-        self._pool = [
-            tuple(x.new_empty(1, x.shape[1], capacity, x.shape[3]) for x in layer)
-            for layer in sample
-        ]
+        self.cells = sample.blank(capacity)
         self._entries: list[_Entry] = []  # least recently used first
 
     def longest(self, tokens: Ints) -> Ints:
         """Return the slots of the longest prefix of ``tokens`` that is in the store."""
         best, length = None, 0
         for entry in self._entries:
-            common = _common(entry.tokens, tokens)
+            common = common_length(entry.tokens, tokens)
             if common > length:
                 best, length = entry, common
         if best is None:
@@ -71,6 +118,8 @@ class PrefixStore:
         kept = np.zeros(self.capacity, bool)
         for slots in keep:
             kept[slots] = True
+        if kept.sum() + count > self.capacity:
+            return None
         while True:
             used = kept.copy()
             for entry in self._entries:
@@ -78,33 +127,17 @@ class PrefixStore:
             free = np.flatnonzero(~used)
             if len(free) >= count:
                 return free[:count]
-            if not self._entries:
-                return None
             del self._entries[0]
 
     def add(self, tokens: Ints, slots: Ints) -> None:
         """Make an entry, the most recently used, in place of those that it continues."""
-        self._entries = [e for e in self._entries if _common(e.tokens, tokens) < len(e.tokens)]
+        self._entries = [
+            e for e in self._entries if common_length(e.tokens, tokens) < len(e.tokens)
+        ]
         self._entries.append(_Entry(tokens, slots))
 
-    def read(self, slots: Ints) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return a copy of the keys and values in ``slots``, in their order."""
-        import torch
 
-        index = torch.from_numpy(slots).to(self._pool[0][0].device)
-        return [(k.index_select(2, index), v.index_select(2, index)) for k, v in self._pool]
-
-    def write(self, slots: Ints, layers: Layers) -> None:
-        """Put keys and values into ``slots``, in their order."""
-        import torch
-
-        index = torch.from_numpy(slots).to(self._pool[0][0].device)
-        for pool, layer in zip(self._pool, layers, strict=True):
-            for to, new in zip(pool, layer, strict=True):
-                to.index_copy_(2, index, new)
-
-
-def _common(a: Ints, b: Ints) -> int:
+def common_length(a: Ints, b: Ints) -> int:
     """Return the length of the longest common prefix."""
     length = min(len(a), len(b))
     different = a[:length] != b[:length]

@@ -1,20 +1,23 @@
 """A language model in process, for many callers at once.
 
-Branches of one dialogue differ in their last few tokens, so nothing that two of them have in common
-is computed or read twice:
+A step of the model writes one token for every call in flight. Calls join at any step and leave when
+they have ended: none waits for the text of another. Nothing that two of them have in common is
+computed or read twice:
 
 * Keys and values of prompts and completions stay in a
   :class:`~agents.backends.prefix_store.PrefixStore`; a prompt that begins alike computes only what
   is new.
-* Rows that have much in common decode as *one* sequence: the keys and values of everything that
-  some of them have read lie side by side as columns, each column once, and a mask says which row
+* Calls that have much in common decode as *one* sequence: the keys and values of everything that
+  some of them have read lie side by side as columns, each column once, and a mask says which call
   sees which. Eight branches of one dialogue thus read its prefix once a step, not eight times.
-  Rows of other dialogues form groups of their own, beside them in the batch.
+  Other dialogues form groups of their own. Only attention tells groups apart: for all else, the
+  tokens of a step are one row, without padding.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,13 +27,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.utils import logging as transformers_logging
 
-from agents.backends.prefix_store import Ints, Layers, PrefixStore
+from agents.backends.prefix_store import Ints, KeyValues, PrefixStore, common_length
 from agents.base import BackendError, ChatMessage, Completion, Sampling
 from agents.models import load_model, load_tokenizer, pick_device, pick_dtype, resolve
 from toolwoz_gym.types import Usage, UsageError
@@ -38,12 +42,15 @@ from toolwoz_gym.types import Usage, UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_QUIET = 0.01
-"""A batch sets out when no call has joined it for so many seconds. The branches of a search call
-within a few milliseconds of each other; a batch takes a hundred times as long."""
+_READ_AT_ONCE = 2048
+"""A step reads at most so many new tokens of prompts, or one prompt: that bounds the memory of a
+step, and how long those who write wait for those who join."""
 
 _GREEDY = 1e-5
 """Temperatures below count as zero."""
+
+_GROUPED = "grouped"
+"""The name of our attention."""
 
 
 @dataclass(slots=True)
@@ -51,14 +58,31 @@ class Stats:
     """What a backend has done so far."""
 
     calls: int = 0
-    batches: int = 0
+    """Calls that were answered."""
+    steps: int = 0
+    """Forward passes of the model: each writes one token for every call in flight."""
     prompt_tokens: int = 0
-    """Tokens of all prompts."""
+    """Tokens of the prompts of these calls."""
     computed_tokens: int = 0
-    """Tokens of prompts that were computed, not found in the store or shared within a batch."""
+    """Tokens of prompts that were computed, not found in the store."""
     completion_tokens: int = 0
+    """Tokens that were written."""
     seconds: float = 0.0
     """Time in which the model was busy."""
+
+    @property
+    def occupancy(self) -> float:
+        """For how many calls a step writes, on average; 0.0 before the first."""
+        return self.completion_tokens / self.steps if self.steps else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens written per second in which the model was busy; 0.0 before the first."""
+        return self.completion_tokens / self.seconds if self.steps else 0.0
+
+
+def _none() -> Ints:
+    return np.empty(0, np.int64)
 
 
 @dataclass(slots=True, eq=False)
@@ -69,25 +93,31 @@ class _Call:
     sampling: Sampling
     limit: int
     """At most so many tokens are written."""
-    slots: Ints = field(default_factory=lambda: np.empty(0, np.int64))
-    """Where the store holds the prompt but its last token, which is the first to be decoded."""
+    done: Future[None] = field(default_factory=Future)
+    slots: Ints = field(default_factory=_none)
+    """Where the store holds the prompt but its last token, which every call reads for itself."""
+    columns: Ints = field(default_factory=_none)
+    """Where its group holds what it has read, in the end the prompt and ``written[:-1]``."""
     written: list[int] = field(default_factory=list)
     logprob: float = 0.0
-    columns: list[int] = field(default_factory=list)
-    """Where the batch's cache holds what was decoded: that last token, and ``written[:-1]``."""
+    """Natural logarithm of the probability of what is written."""
     luck: Random = field(init=False)
     """One number per token: it depends on the seed and the position, never on the company."""
 
     def __post_init__(self) -> None:
         self.luck = Random(self.sampling.seed)
 
+    @property
+    def unread(self) -> Ints:
+        """What the next step reads: the rest of the prompt, then each token that was written."""
+        if self.written:
+            return np.array(self.written[-1:])
+        return self.prompt[len(self.columns) :]
 
-@dataclass(slots=True, eq=False)
-class _Batch:
-    """Calls that are answered together."""
-
-    calls: list[_Call] = field(default_factory=list)
-    done: Future[None] = field(init=False)
+    @property
+    def columns_to_come(self) -> int:
+        """Most columns that it can still need."""
+        return len(self.prompt) + self.limit - 1 - len(self.columns)
 
 
 class TransformersBackend:
@@ -104,12 +134,12 @@ class TransformersBackend:
         """Serve a model.
 
         Args:
-            model: A causal language model with full attention in every layer, whose attention is
-                ``sdpa`` or ``eager``.
+            model: A causal language model with full attention in every layer.
             tokenizer: Its tokenizer, with a chat template.
-            max_batch: At most so many calls are answered together.
-            cache_bytes: What the store of keys and values may take. A batch can need as much again,
-                and more for what it writes. No prompt can be longer than what fits.
+            max_batch: A step writes for at most so many calls.
+            cache_bytes: What the store of keys and values may take. Calls in flight work on copies,
+                which can need as much as ``max_batch`` prompts more. No prompt can be longer than
+                what fits into the store.
 
         Raises:
             UsageError: The model's attention is of another kind.
@@ -120,8 +150,11 @@ class TransformersBackend:
                 f"{model.config.model_type} models do not see all of a dialogue in every layer, "
                 "which this backend relies on: serve the model behind an endpoint"
             )
-        if model.config._attn_implementation == "sdpa":
-            model.set_attn_implementation("folded")
+        if not model._supports_attention_backend:
+            raise UsageError(
+                f"{model.config.model_type} models compute attention in a way of their own, which "
+                "this backend cannot replace: serve the model behind an endpoint"
+            )
         self.stats = Stats()
         self._model = model
         self._tokenizer = tokenizer
@@ -130,16 +163,18 @@ class TransformersBackend:
         ends = model.generation_config.eos_token_id
         self._stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
 
-        sample = self._sample_of_cache()
-        a_token = sum(tensor.nbytes for layer in sample for tensor in layer)
+        model.set_attn_implementation(_GROUPED)
+        sample = _cells_of_a_token(model)
         longest = int(model.config.max_position_embeddings)
-        self._store = PrefixStore(sample, max(1, cache_bytes // a_token))
+        self._store = PrefixStore(sample, max(1, cache_bytes // sample.nbytes))
         self.context = min(longest, self._store.capacity)
         """Most tokens of a prompt and its completion together."""
 
+        self._board = _Board(self._store)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="transformers-backend")
-        self._joining = Lock()
-        self._open: _Batch | None = None  # the batch that calls can join
+        self._lock = Lock()
+        self._waiting: deque[_Call] = deque()
+        self._serving = False
         self._closed = False
 
     @classmethod
@@ -150,8 +185,8 @@ class TransformersBackend:
             name: The model's name.
             device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
             dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. Half precision is quicker,
-                but rounds so coarsely that samples depend on the company a call has in its batch;
-                in ``float32`` equal seeds give equal texts, but for a token in ten thousand or so.
+                but rounds so coarsely that samples depend on the company that a call has; in
+                ``float32`` equal seeds give equal texts, but for a token in ten thousand or so.
 
         Raises:
             UsageError: There is no such model, device or data type.
@@ -176,7 +211,8 @@ class TransformersBackend:
         if room <= 0:
             return Completion("", Usage(), "context")
         call = _Call(np.array(tokens), sampling, min(sampling.max_tokens, room))
-        error = self._join(call).done.exception()
+        self._join(call)
+        error = call.done.exception()
         if error is not None:
             raise BackendError(f"the model failed: {error}") from error
         usage = Usage(len(tokens), len(call.written))
@@ -190,7 +226,7 @@ class TransformersBackend:
 
     def close(self) -> None:
         """Answer the calls that have come, and take no more."""
-        with self._joining:
+        with self._lock:
             self._closed = True
         self._worker.shutdown()
 
@@ -202,298 +238,358 @@ class TransformersBackend:
         """Close the backend."""
         self.close()
 
-    def _join(self, call: _Call) -> _Batch:
-        """Put a call into the batch that sets out next.
-
-        The worker runs one batch at a time, so calls that come meanwhile find each other in the
-        next one without waiting for it.
-        """
-        with self._joining:
+    def _join(self, call: _Call) -> None:
+        """Put a call in line, and wake the worker if it rests."""
+        with self._lock:
             if self._closed:
                 raise BackendError("the backend is closed")
-            if self._open is None or len(self._open.calls) == self._max_batch:
-                self._open = _Batch()
-                self._open.done = self._worker.submit(self._answer, self._open)
-            self._open.calls.append(call)
-            return self._open
+            self._waiting.append(call)
+            if not self._serving:
+                self._serving = True
+                self._worker.submit(self._serve).add_done_callback(self._report)
 
-    def _answer(self, batch: _Batch) -> None:
-        """Answer the calls of a batch, once it is complete."""
-        joined = -1
-        while joined < len(batch.calls) < self._max_batch:
-            joined = len(batch.calls)
-            time.sleep(_QUIET)
-        with self._joining:
-            if self._open is batch:
-                self._open = None
-        began = time.perf_counter()
-        waiting = list(batch.calls)
+    def _serve(self) -> None:
+        """Step by step, answer all calls that come, until none is left."""
         with torch.inference_mode():
-            while waiting:
-                together: list[_Call] = []
-                while waiting and self._read(waiting[0], together):
-                    together.append(waiting.pop(0))
-                self._write(together)
-        self.stats.calls += len(batch.calls)
-        self.stats.batches += 1
-        self.stats.prompt_tokens += sum(len(call.prompt) for call in batch.calls)
-        self.stats.completion_tokens += sum(len(call.written) for call in batch.calls)
-        self.stats.seconds += time.perf_counter() - began
+            while self._seat_waiting():
+                self._step()
 
-    def _read(self, call: _Call, company: Sequence[_Call]) -> bool:
-        """Compute what the store lacks of a prompt, all but its last token.
+    def _report(self, served: Future[None]) -> None:
+        """Pass an error of the worker on to all who wait, and be ready for others."""
+        error = served.exception()
+        if error is not None:
+            with self._lock:
+                failed = [*self._board.calls, *self._waiting]
+                self._board.groups.clear()
+                self._waiting.clear()
+                self._serving = False
+            for call in failed:
+                call.done.set_exception(error)
+
+    def _seat_waiting(self) -> bool:
+        """Let calls in, first come, first served, while there is room for the next.
 
         Returns:
-            Whether it fits into the store beside the prompts of its company. Alone, it does.
+            Whether there is anything to do.
         """
+        with self._lock:
+            while self._waiting and self._seat(self._waiting[0]):
+                self._waiting.popleft()
+            self._serving = bool(self._board.groups)
+            return self._serving
+
+    def _seat(self, call: _Call) -> bool:
+        """Let a call in, if it has its place in the next step: alone, it has."""
+        company = self._board.calls
+        if len(company) == self._max_batch:
+            return False
         tokens = call.prompt[:-1]
         known = self._store.longest(tokens)
-        new = tokens[len(known) :]
-        slots = self._store.reserve(len(new), keep=[known, *(other.slots for other in company)])
+        new = len(tokens) - len(known)
+        readers = [other for other in company if not other.written]
+        if readers and new + sum(len(other.unread) for other in readers) > _READ_AT_ONCE:
+            return False
+        # If others are about to read most of what is new, it will be known one step later.
+        ahead = max((common_length(tokens, other.prompt[:-1]) for other in readers), default=0)
+        if 2 * (ahead - len(known)) > new:
+            return False
+        slots = self._store.reserve(new, keep=[known, *(other.slots for other in company)])
         if slots is None:
             return False
-        if len(new):
-            cache = DynamicCache(self._store.read(known))
-            self._forward(cache, new[None], logits_to_keep=1)
-            fresh = [
-                (layer.keys[:, :, len(known) :], layer.values[:, :, len(known) :])
-                for layer in cache.layers
-            ]
-            self._store.write(slots, fresh)
         call.slots = np.concatenate([known, slots])
-        self._store.add(tokens, call.slots)
-        self.stats.computed_tokens += len(new) + 1
+        self._board.seat(call, known)
+        self.stats.computed_tokens += new + 1
         return True
 
-    def _write(self, calls: list[_Call]) -> None:
-        """Decode all rows together until each has ended."""
-        board = _Board(_grouped(calls), self._store, self._model.dtype)
-        while board.calls:
-            tokens, how = board.next_tokens()
-            logits = self._forward(board.cache, tokens, **how)
-            rows = logits[board.groups, board.rows]
-            drawn = _draw(rows.float(), board.calls)
-            for call, (token, logprob) in zip(board.calls, drawn, strict=True):
-                call.written.append(token)
-                call.logprob += logprob
-            for call in [call for call in board.calls if self._has_ended(call)]:
-                self._keep(call, board.take(call), calls)
+    def _step(self) -> None:
+        """Read what is unread, write a token for every call, and let those that have ended go."""
+        began = time.perf_counter()
+        calls = self._board.calls
+        readers = [(call, len(call.columns)) for call in calls if not call.written]
+        logits = self._model(**self._board.lay_out(), use_cache=True).logits[0]
+        for call, (token, logprob) in zip(calls, _draw(logits.float(), calls), strict=True):
+            call.written.append(token)
+            call.logprob += logprob
+        for call, known in readers:
+            read = self._board.read(call, call.columns[known : len(call.slots)])
+            self._store.cells.write(call.slots[known:], read)
+            self._store.add(call.prompt[:-1], call.slots)
+        ended = [call for call in calls if self._has_ended(call)]
+        for call in ended:
+            self._keep(call, calls)
+            self._board.leave(call)
+        self.stats.calls += len(ended)
+        self.stats.steps += 1
+        self.stats.prompt_tokens += sum(len(call.prompt) for call in ended)
+        self.stats.completion_tokens += len(calls)
+        self.stats.seconds += time.perf_counter() - began
+        for call in ended:
+            call.done.set_result(None)
 
-    def _keep(self, call: _Call, decoded: Layers, company: Sequence[_Call]) -> None:
+    def _keep(self, call: _Call, company: Sequence[_Call]) -> None:
         """Put what was decoded into the store, if there is room: the next prompt may begin so."""
-        count = decoded[0][0].shape[2]
-        slots = self._store.reserve(count, keep=[other.slots for other in company])
+        decoded = call.columns[len(call.slots) :]
+        slots = self._store.reserve(len(decoded), keep=[other.slots for other in company])
         if slots is not None:
-            self._store.write(slots, decoded)
+            self._store.cells.write(slots, self._board.read(call, decoded))
             tokens = np.concatenate([call.prompt, np.array(call.written[:-1], np.int64)])
             self._store.add(tokens, np.concatenate([call.slots, slots]))
 
     def _has_ended(self, call: _Call) -> bool:
         return call.written[-1] in self._stops or len(call.written) >= call.limit
 
-    def _forward(self, cache: Cache, tokens: Ints, **how: Any) -> torch.Tensor:
-        """Run the model on tokens of shape [groups, n] after those in the cache, which it extends.
-
-        Returns:
-            Logits of shape [groups, n, vocabulary], or what ``logits_to_keep`` makes of it.
-        """
-        ids = torch.from_numpy(tokens).to(self._model.device)
-        out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **how)
-        logits: torch.Tensor = out.logits
-        return logits
-
-    def _sample_of_cache(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return the keys and values of one token."""
-        cache = DynamicCache()
-        with torch.inference_mode():
-            self._forward(cache, np.array([[0]]))
-        return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-def _grouped(calls: Sequence[_Call]) -> list[list[_Call]]:
-    """Put calls together whose prompts have much in common.
-
-    A row pays for every column of its group, seen or not: at most twice for what it has read.
-    """
-    groups: list[tuple[list[_Call], Ints]] = []
-    for call in calls:
-        for i, (group, slots) in enumerate(groups):
-            union = np.union1d(slots, call.slots)
-            if len(union) <= 2 * min(len(other.slots) for other in (*group, call)):
-                groups[i] = ([*group, call], union)
-                break
-        else:
-            groups.append(([call], call.slots))
-    return [group for group, _ in groups]
-
 
 class _Board:
-    """The rows that decode together, group by group, and who sees what.
+    """The calls in flight, group by group."""
 
-    A tensor of tokens has shape [groups, rows of the largest group]; places without a call hold
-    some token that nobody sees.
-    """
-
-    def __init__(self, groups: list[list[_Call]], store: PrefixStore, dtype: torch.dtype) -> None:
-        columns = [np.unique(np.concatenate([call.slots for call in group])) for group in groups]
-        self._width = max(map(len, columns))
-        self._depth = max(map(len, groups))
-        limit = max(call.limit for group in groups for call in group)
-        room = self._width + self._depth * limit
-        read = [store.read(slots) for slots in columns]
-        layers = [[layer[i] for layer in read] for i in range(len(read[0]))]
-        self.cache = Cache([_Columns(layer, self._width, room) for layer in layers])
-        self._device = read[0][0][0].device
-        mask = torch.full((len(groups), 1, self._depth, room), _hidden(dtype), dtype=dtype)
-        self._places: dict[_Call, tuple[int, int]] = {}
-        for g, (group, slots) in enumerate(zip(groups, columns, strict=True)):
-            for row, call in enumerate(group):
-                mask[g, 0, row, np.searchsorted(slots, call.slots)] = 0
-                self._places[call] = g, row
-        self._mask = mask.to(self._device)
+    def __init__(self, store: PrefixStore) -> None:
+        self.groups: list[_Group] = []
+        self._store = store
+        self._cache = Cache([_Layer(i) for i in range(len(store.cells.layers))])
 
     @property
     def calls(self) -> list[_Call]:
-        """The calls that still decode."""
-        return list(self._places)
+        """The calls, in the order in which a step writes for them."""
+        return [call for group in self.groups for call in group.calls]
 
-    @property
-    def groups(self) -> list[int]:
-        """The group of each call."""
-        return [group for group, _ in self._places.values()]
+    def seat(self, call: _Call, known: Ints) -> None:
+        """Take in a call; ``known`` are the slots of the store that hold its prompt's beginning."""
+        group = next((group for group in self.groups if group.suits(call, known)), None)
+        if group is None:
+            group = _Group(self._store)
+            self.groups.append(group)
+        group.seat(call, known)
 
-    @property
-    def rows(self) -> list[int]:
-        """The row of each call in its group."""
-        return [row for _, row in self._places.values()]
+    def leave(self, call: _Call) -> None:
+        """Let a call go, and its group with the last."""
+        group = self._group_of(call)
+        group.calls.remove(call)
+        if not group.calls:
+            self.groups.remove(group)
 
-    def next_tokens(self) -> tuple[Ints, dict[str, torch.Tensor]]:
-        """Return each row's last token, and where it stands and what it sees."""
-        shape = (self._mask.shape[0], self._depth)
-        tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        for call, place in self._places.items():
-            tokens[place] = call.written[-1] if call.written else call.prompt[-1]
-            positions[place] = len(call.prompt) + len(call.written) - 1
-            call.columns.append(self._width + place[1])
-        own = range(self._depth)  # every row sees itself, and so has something to see
-        self._mask[:, 0, own, [self._width + row for row in own]] = 0
-        self._width += self._depth
-        return tokens, {
-            "position_ids": torch.from_numpy(positions).to(self._device),
-            "attention_mask": self._mask[..., : self._width],
+    def read(self, call: _Call, columns: Ints) -> KeyValues:
+        """Return a copy of columns of a call's group."""
+        return self._group_of(call).cells.read(columns)
+
+    def lay_out(self) -> dict[str, Any]:
+        """Give all that is unread its columns, and return what the model takes for a step.
+
+        Tokens have shape [1, tokens]; the mask, [1, 1, tokens, columns of the widest group], says
+        which columns of its group each token sees. The logits are those of the calls' last tokens.
+        """
+        unread = [call.unread for call in self.calls]
+        ends = np.cumsum([len(tokens) for tokens in unread])
+        read = [len(call.columns) for call in self.calls]
+        positions = [at + np.arange(len(new)) for at, new in zip(read, unread, strict=True)]
+        laid_out = [group.lay_out() for group in self.groups]
+        sees = np.zeros((ends[-1], max(seen.shape[1] for _, seen in laid_out)), bool)
+        parts, start = [], 0
+        for group, (columns, seen) in zip(self.groups, laid_out, strict=True):
+            rows = slice(start, start := start + len(columns))
+            sees[rows, : seen.shape[1]] = seen
+            parts.append(_Part(group.cells, rows, self._tensor(columns), seen.shape[1]))
+        for layer in self._cache.layers:
+            layer.parts = parts
+        mask = self._store.cells.layers[0][0].new_zeros(1, 1, *sees.shape)
+        mask.masked_fill_(~self._tensor(sees), torch.finfo(mask.dtype).min)
+        return {
+            "input_ids": self._tensor(np.concatenate(unread)[None]),
+            "position_ids": self._tensor(np.concatenate(positions)[None]),
+            "attention_mask": mask,
+            "past_key_values": self._cache,
+            "logits_to_keep": self._tensor(ends - 1),
         }
 
-    def take(self, call: _Call) -> Layers:
-        """Take a call off the board; return the keys and values of what it decoded."""
-        group, _ = self._places.pop(call)
-        columns = [layer.taken(group, call.columns) for layer in self.cache.layers]
-        if self._places and 2 * len(self._places) <= self._mask.shape[0] * self._depth:
-            self._close_up()
-        return columns
+    def _group_of(self, call: _Call) -> _Group:
+        return next(group for group in self.groups if call in group.calls)
 
-    def _close_up(self) -> None:
-        """Give up groups and rows that nobody uses, once half of the places are empty."""
-        kept = sorted(set(self.groups))
-        used = [[c for c, (g, _) in self._places.items() if g == group] for group in kept]
-        depth = max(map(len, used))
-        if len(kept) == self._mask.shape[0] and depth == self._depth:
-            return
-        mask = self._mask.new_full(
-            (len(kept), 1, depth, self._mask.shape[3]), _hidden(self._mask.dtype)
-        )
-        for g, calls in enumerate(used):
-            for row, call in enumerate(calls):
-                mask[g, 0, row] = self._mask[self._places[call][0], 0, self._places[call][1]]
-                self._places[call] = g, row
-        for layer in self.cache.layers:
-            layer.keep(kept)
-        self._mask, self._depth = mask, depth
+    def _tensor(self, numbers: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(numbers).to(self._store.cells.layers[0][0].device)
 
 
-def _folded_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **how: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention as ``sdpa`` computes it, without a copy of keys and values for each query head.
+class _Group:
+    """Calls that have much in common: what some of them have read, as columns, each once.
 
-    Where several query heads share one head of keys, transformers copies that head for each of them
-    whenever there is a mask. Folding those heads into the queries gives the same numbers, and reads
-    the columns once: with long prefixes that is most of the time of a step.
-
-    Args:
-        module: The layer.
-        query: Shape [groups, heads, rows, size].
-        key: Shape [groups, key heads, columns, size].
-        value: The same shape.
-        attention_mask: Shape [groups, 1, rows, columns].
-        **how: ``scaling``, and what only other kinds of attention need.
+    Columns that no call sees any more are used again.
     """
-    groups, heads, rows, size = query.shape
-    shared = heads // key.shape[1]
-    if attention_mask is None or shared == 1:
-        output: torch.Tensor = sdpa_attention_forward(
-            module, query, key, value, attention_mask, **how
-        )[0]
-        return output, None
-    folded = torch.nn.functional.scaled_dot_product_attention(
-        query.reshape(groups, key.shape[1], shared * rows, size),
-        key,
-        value,
-        attn_mask=attention_mask.repeat(1, 1, shared, 1),
-        scale=how.get("scaling"),
-    )
-    return folded.reshape(groups, heads, rows, size).transpose(1, 2).contiguous(), None
+
+    def __init__(self, store: PrefixStore) -> None:
+        self.calls: list[_Call] = []
+        self.cells = store.cells.read(_none())
+        """The keys and values of the columns."""
+        self._store = store
+        self._slots = _none()
+        """The slot of the store that holds the same as a column; -1: none."""
+
+    def suits(self, call: _Call, known: Ints) -> bool:
+        """Return whether a call has so much in common with these that it should join them.
+
+        A call pays for every column of its group, seen or not: at most twice for what it reads.
+        """
+        seen = self._seen()
+        shared = np.isin(known, self._slots[seen]).sum()
+        shortest = min(len(other.prompt) for other in (*self.calls, call))
+        return bool(seen.sum() + len(call.prompt) - shared <= 2 * shortest)
+
+    def seat(self, call: _Call, known: Ints) -> None:
+        """Take in a call; what the store holds of its prompt is copied, unless it is here."""
+        seen = self._seen()
+        here = dict(zip(self._slots[seen].tolist(), np.flatnonzero(seen).tolist(), strict=True))
+        columns = np.array([here.get(slot, -1) for slot in known.tolist()], np.int64)
+        absent = columns < 0
+        self.calls.append(call)
+        to_come = sum(other.columns_to_come for other in self.calls)
+        self._make_room(int(seen.sum()) + to_come)
+        columns[absent] = self._free(absent.sum())
+        self._slots[columns[absent]] = known[absent]
+        self.cells.write(columns[absent], self._store.cells.read(known[absent]))
+        call.columns = columns
+
+    def lay_out(self) -> tuple[Ints, NDArray[np.bool_]]:
+        """Give what the calls have not read yet its columns.
+
+        Returns:
+            The column of each token, and which columns each token sees: shape [tokens, columns].
+        """
+        counts = [len(call.unread) for call in self.calls]
+        ends = np.cumsum(counts)
+        new = self._free(ends[-1])
+        self._slots[new] = -1
+        for call, own in zip(self.calls, np.split(new, ends[:-1]), strict=True):
+            of_prompt = call.slots[len(call.columns) :]
+            self._slots[own[: len(of_prompt)]] = of_prompt
+            call.columns = np.concatenate([call.columns, own])
+        sees = np.zeros((ends[-1], 1 + max(call.columns.max() for call in self.calls)), bool)
+        for call, count, end in zip(self.calls, counts, ends, strict=True):
+            read = len(call.columns)
+            sees[end - count : end, call.columns] = np.tri(count, read, read - count, bool)
+        return new, sees
+
+    def _seen(self) -> NDArray[np.bool_]:
+        """Return which columns some call sees."""
+        seen = np.zeros(len(self._slots), bool)
+        for call in self.calls:
+            seen[call.columns] = True
+        return seen
+
+    def _free(self, count: int) -> Ints:
+        """Return the first columns that no call sees: a step reads all up to the last in use."""
+        return np.flatnonzero(~self._seen())[:count]
+
+    def _make_room(self, count: int) -> None:
+        """Have room for so many columns; growing doubles it, because it copies them all."""
+        room = len(self._slots)
+        if count > room:
+            more = max(count, 2 * room) - room
+            self.cells.extend(
+                more
+            )  # zeros: what is hidden is multiplied by 0, and NaN would spread
+            self._slots = np.concatenate([self._slots, np.full(more, -1)])
 
 
-AttentionInterface.register("folded", _folded_attention)
-AttentionMaskInterface.register("folded", sdpa_mask)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A group's part in a step."""
+
+    cells: KeyValues
+    """The keys and values of its columns."""
+    rows: slice
+    """Which of the step's tokens are its own."""
+    columns: torch.Tensor
+    """Where the keys and values of these tokens go."""
+    width: int
+    """Columns behind are seen by none."""
 
 
-def _hidden(dtype: torch.dtype) -> float:
-    """Return what a mask adds to hide a column."""
-    return float(torch.finfo(dtype).min)
+class _Layer(DynamicLayer):  # type: ignore[misc]
+    """A layer of the model's cache: the keys and values of all groups.
 
+    To the model, keys and values are opaque. It gets the layer for both, and hands it on to
+    :func:`_grouped_attention`.
+    """
 
-class _Columns(DynamicLayer):  # type: ignore[misc]
-    """A layer's keys and values with room for more, so that a step copies none of the old ones."""
-
-    def __init__(self, groups: Layers, width: int, room: int) -> None:
+    def __init__(self, index: int) -> None:
         super().__init__()
-        keys, values = groups[0]
-        self.lazy_initialization(keys, values)
-        self._width = width
-        # Zeros, because what is hidden is multiplied by zero, which must not make a NaN.
-        self._room_of = [
-            x.new_zeros(len(groups), x.shape[1], room, x.shape[3]) for x in (keys, values)
-        ]
-        for g, group in enumerate(groups):
-            for buffer, x in zip(self._room_of, group, strict=True):
-                buffer[g, :, : x.shape[2]] = x[0]
+        self.parts: list[_Part] = []
+        """The groups' parts in the present step."""
+        self._index = index
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        old, self._width = self._width, self._width + key_states.shape[2]
-        for buffer, x in zip(self._room_of, (key_states, value_states), strict=True):
-            buffer[:, :, old : self._width] = x
-        self.keys, self.values = (buffer[:, :, : self._width] for buffer in self._room_of)
-        return self.keys, self.values
+    ) -> tuple[Self, Self]:
+        for part in self.parts:
+            for cells, x in zip(self._of(part), (key_states, value_states), strict=True):
+                cells.index_copy_(2, part.columns, x[:, :, part.rows])
+        return self, self
+
+    def attend(self, query: torch.Tensor, mask: torch.Tensor, scale: float | None) -> torch.Tensor:
+        """Compute attention, each group's tokens to the group's columns.
+
+        Where several query heads share one head of keys, folding them into the queries gives the
+        same numbers as a copy of the keys for each head, and reads the columns once: with long
+        prefixes that is most of the time of a step.
+
+        Args:
+            query: Shape [1, heads, tokens, size].
+            mask: Shape [1, 1, tokens, columns]; what it adds hides a column.
+            scale: Of the products of queries and keys; None: the usual.
+
+        Returns:
+            Shape [1, tokens, heads, size of values].
+        """
+        outputs = []
+        for part in self.parts:
+            key, value = (cells[:, :, : part.width] for cells in self._of(part))
+            heads, key_heads, rows = query.shape[1], key.shape[1], part.columns.shape[0]
+            shared = heads // key_heads
+            output = torch.nn.functional.scaled_dot_product_attention(
+                query[:, :, part.rows].reshape(1, key_heads, shared * rows, -1),
+                key,
+                value,
+                attn_mask=mask[:, :, part.rows, : part.width].repeat(1, 1, shared, 1),
+                scale=scale,
+            )
+            outputs.append(output.reshape(1, heads, rows, -1))
+        return torch.cat(outputs, 2).transpose(1, 2).contiguous()
 
     def get_seq_length(self) -> int:
-        return self._width
+        return 0
 
-    def taken(self, group: int, columns: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a copy of keys and values of one group, of shape [1, heads, columns, size]."""
-        keys, values = (buffer[group : group + 1, :, columns] for buffer in self._room_of)
-        return keys, values
+    def _of(self, part: _Part) -> tuple[torch.Tensor, torch.Tensor]:
+        return part.cells.layers[self._index]
 
-    def keep(self, groups: Sequence[int]) -> None:
-        """Give up the other groups."""
-        self._room_of = [buffer[groups] for buffer in self._room_of]
+
+def _grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor | _Layer,
+    value: torch.Tensor | _Layer,
+    attention_mask: torch.Tensor | None,
+    **how: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention to the columns of groups; with any other cache, as ``sdpa`` computes it."""
+    if isinstance(key, _Layer):
+        return key.attend(query, attention_mask, how.get("scaling")), None
+    output: torch.Tensor = sdpa_attention_forward(
+        module, query, key, value, attention_mask, **how
+    )[0]
+    return output, None
+
+
+AttentionInterface.register(_GROUPED, _grouped_attention)
+AttentionMaskInterface.register(_GROUPED, sdpa_mask)
+
+
+def _cells_of_a_token(model: PreTrainedModel) -> KeyValues:
+    """Return the keys and values of some token."""
+    cache = DynamicCache()
+    with torch.inference_mode():
+        model(
+            input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return KeyValues([(layer.keys, layer.values) for layer in cache.layers])
 
 
 def _draw(logits: torch.Tensor, calls: Sequence[_Call]) -> list[tuple[int, float]]:

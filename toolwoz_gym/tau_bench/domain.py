@@ -135,6 +135,10 @@ class TauBench:
         """Return τ-bench's hash of the tables."""
         return self.base.digest(world.changes)
 
+    def is_spoiled(self, task: Task, world: World) -> bool:
+        """Return False: a later call may put back what an earlier one changed."""
+        return False
+
     def passes_idle(self, task: Task) -> bool:
         """Return whether an agent that does nothing and says nothing solves a task."""
         opening = Message("user")

@@ -90,6 +90,10 @@ class ToolWOZ:
         """Return 1.0 if the customer got what it wanted, else 0.0."""
         raise NotImplementedError
 
+    def is_spoiled(self, task: Task, world: World) -> bool:
+        """Return False: what was met stays met, and whatever is missing can still be met."""
+        return False
+
     def passes_idle(self, task: Task) -> bool:
         """Return whether there is no goal call to make, as in no task of ours."""
         return not task.goals

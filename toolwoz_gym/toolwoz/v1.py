@@ -64,6 +64,10 @@ class ToolWOZv1(ToolWOZ):
         met: frozenset[int] = world.met
         return met
 
+    def is_spoiled(self, task: Task, world: World) -> bool:
+        """Return whether something is booked that the customer does not want."""
+        return bool(_unwanted(task, world))
+
     def score(self, episode: Episode) -> float:
         """Return 1.0 if every demand of :meth:`explain` is met, else 0.0."""
         desk: Desk = episode.world
