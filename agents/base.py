@@ -16,6 +16,10 @@ class BackendError(Exception):
     """A model could not be reached or did not answer: never the agent's failure."""
 
 
+class RunStopped(BackendError):
+    """No further call of the run can succeed: it ends at once, and what is finished is kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How one completion is drawn."""

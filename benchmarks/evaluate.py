@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.models import resolve
-from agents.options import AgentOptions
+from agents.options import INDIFFERENT, AgentOptions
 from benchmarks.comparison import Comparison, compare, tables
 from benchmarks.episodes import TRAJECTORIES, play_all
 from benchmarks.progress import Progress, print_tables
@@ -71,7 +71,7 @@ class EvaluateOptions(AgentOptions):
     def decisive(self) -> dict[str, Any]:
         """Return the options that decide what the records say, as JSON data."""
         values = asdict(self) | {"adapter": self.adapter.as_posix() if self.adapter else None}
-        return {k: v for k, v in values.items() if k not in ("run", "episodes_at_once", "device")}
+        return {k: v for k, v in values.items() if k not in INDIFFERENT | {"episodes_at_once"}}
 
 
 def run(options: EvaluateOptions) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from agents.base import AgentFactory, BackendError
-from agents.options import AgentOptions
+from agents.options import INDIFFERENT, AgentOptions
 from agents.tool_calling import system_prompt
 from benchmarks.comparison import Table
 from benchmarks.metrics import Estimate, Floats, ratio, relative_ratio, success_rate
@@ -78,10 +78,8 @@ class EfficiencyOptions(AgentOptions):
 
     def decisive(self) -> dict[str, Any]:
         """Return the options that decide what the records say, as JSON data."""
-        kept = asdict(self)
-        return {
-            k: v for k, v in kept.items() if k not in ("run", "trees", "device", "only", "seeds")
-        }
+        ignored = INDIFFERENT | {"only", "seeds"}
+        return {name: value for name, value in asdict(self).items() if name not in ignored}
 
 
 def run(options: EfficiencyOptions) -> None:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agents.base import BackendError
-from agents.options import AgentOptions
+from agents.options import INDIFFERENT, AgentOptions
 from agents.tool_calling import system_prompt
-from josh_search.engine import LocalEngine
+from josh_search.engine import Engine, LocalEngine
 from josh_search.harvest import finish, harvest
+from josh_search.publish import ExportOptions, PublishOptions, export, publish
 from josh_search.search import SearchOptions
 from toolwoz_gym import make_env
 from toolwoz_gym.cli import main_cli
+from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.records import RunFolder
 from toolwoz_gym.types import UsageError
+
+_WHERE = {"engine", "ray_address", "workers", "worker_gpus", "worker_cpus"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +45,65 @@ class HarvestOptions(AgentOptions, SearchOptions):
     tasks: int = 24
     """How many tasks to play: the first of the split."""
     trees: int = 4
-    """Trees that grow at a time."""
+    """Trees that grow at a time, in each worker."""
+    engine: Literal["local", "ray"] = "local"
+    """Where trees grow: in this process, or in the workers of a Ray cluster (docs/cluster.md)."""
+    ray_address: str = "auto"
+    """host:port of the cluster's head; auto: what RAY_ADDRESS says, else this machine's cluster."""
+    workers: int | None = None
+    """Workers on the cluster. Unless told: as many as its GPUs allow; without GPUs, one a machine.
+    """
+    worker_gpus: int | None = None
+    """GPUs that a worker reserves. Unless told: 1 where the cluster has any. 0 if all share an
+    endpoint."""
+    worker_cpus: int = 1
+    """CPUs that a worker reserves; a model on the CPU computes in as many threads."""
     seed: int = 0
     """Everything random follows from it."""
 
     def decisive(self) -> dict[str, Any]:
         """Return the options that decide what the records say, as JSON data."""
         values = asdict(self)
-        return {k: v for k, v in values.items() if k not in ("run", "tasks", "trees", "device")}
+        return {k: v for k, v in values.items() if k not in INDIFFERENT | _WHERE | {"tasks"}}
+
+
+@contextmanager
+def open_engine(options: HarvestOptions, env: DialogueEnv) -> Iterator[Engine]:
+    """Load what grows the trees.
+
+    Raises:
+        UsageError: There is no such model, device or cluster.
+    """
+    if options.engine == "local":
+        with options.open(env.dialogue.domain) as make_agent:
+            yield LocalEngine(
+                env.dialogue,
+                make_agent,
+                seed=options.seed,
+                options=options,
+                trees_at_once=options.trees,
+            )
+        return
+    from josh_search.distributed import Plan, open_ray
+
+    plan = Plan(
+        make_env=partial(
+            make_env, options.env, world=options.world, split=options.split, user=options.user
+        ),
+        open_agent=options.open,
+        world=env.dialogue.domain.fingerprint,
+        seed=options.seed,
+        options=options,
+        trees_at_once=options.trees,
+    )
+    with open_ray(
+        plan,
+        options.ray_address,
+        workers=options.workers,
+        gpus=options.worker_gpus,
+        cpus=options.worker_cpus,
+    ) as engine:
+        yield engine
 
 
 def run(options: HarvestOptions) -> None:
@@ -70,15 +127,8 @@ def run(options: HarvestOptions) -> None:
     from josh_search.progress import Progress
     from toolwoz_gym.progress import clock
 
-    with options.open(dialogue.domain) as make_agent, Progress() as progress:
+    with open_engine(options, env) as engine, Progress() as progress:
         folder = RunFolder(options.run, config)
-        engine = LocalEngine(
-            dialogue,
-            make_agent,
-            seed=options.seed,
-            options=options,
-            trees_at_once=options.trees,
-        )
         tally = harvest(engine, env.tasks, folder, watcher=progress, number=options.tasks)
     seconds = time.monotonic() - began
     system = system_prompt(dialogue.domain.policy, dialogue.domain.tools)
@@ -107,8 +157,12 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     return main_cli(
         "python -m josh_search",
-        "Harvest training rows with JOSH.",
-        {"harvest": (HarvestOptions, run)},
+        "Harvest training rows with JOSH, and hand them on.",
+        {
+            "harvest": (HarvestOptions, run),
+            "publish": (PublishOptions, publish),
+            "export": (ExportOptions, export),
+        },
         args,
         resumable=(BackendError,),
     )

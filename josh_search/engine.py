@@ -10,7 +10,7 @@ from functools import partial
 from threading import Event
 from typing import Any, Protocol, TypeAlias
 
-from agents.base import AgentFactory, BackendError
+from agents.base import AgentFactory, BackendError, RunStopped
 from josh_search.josh import Mapper
 from josh_search.search import SearchOptions, search
 from josh_search.tree import Tree, tree_to_json
@@ -150,6 +150,8 @@ def grow_tree(
             mapper=mapper,
             on_step=step,
         )
+    except RunStopped:  # so would every other tree be lost
+        raise
     except BackendError as error:
         return Grown(key, None, _one_line(error))
     return Grown(key, tree_to_json(tree, trial=0))

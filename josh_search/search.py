@@ -85,12 +85,12 @@ def search(
     Raises:
         BackendError: A model did not answer; the tree is lost.
     """
-    tree = Tree(task, seed)
+    branch = options.branch if options.strategy == "josh" else "output"
+    tree = Tree(task, seed, options.strategy, branch)
     tree.grow(None, dialogue.start(task, seed=seed))
+    player = Player(dialogue, agent, branch, options.max_outputs)
     if options.strategy == "josh":
-        player = Player(dialogue, agent, options.branch, options.max_outputs)
         grow_beam(player, tree, options, mapper, on_step)
     else:
-        player = Player(dialogue, agent, "output", options.max_outputs)
         grow_rollouts(player, tree, options, on_step)
     return tree

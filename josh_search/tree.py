@@ -79,6 +79,10 @@ class Tree:
 
     task: Task
     seed: int
+    strategy: str
+    """How it was grown."""
+    branch: Literal["turn", "output"]
+    """Whether a node is a whole turn of the agent's, or one model output."""
     nodes: list[Node] = field(default_factory=list)
     """In order of creation: parents before children, step by step, left to right."""
     goals_met: frozenset[int] = frozenset()
@@ -140,6 +144,8 @@ def tree_to_json(tree: Tree, trial: int) -> dict[str, Any]:
         "task_id": tree.task.id,
         "trial": trial,
         "seed": tree.seed,
+        "strategy": tree.strategy,
+        "branch": tree.branch,
         "instruction": tree.task.instruction,
         "goals": [{"name": g.name, "arguments": dict(g.arguments)} for g in tree.task.goals],
         "solved": tree.solved,

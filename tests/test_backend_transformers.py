@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from random import Random
 from threading import Barrier
 
 import numpy as np
@@ -15,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from agents.backends import transformers as transformers_backend
 from agents.backends.prefix_store import KeyValues, PrefixStore
 from agents.backends.transformers import TransformersBackend
 from agents.base import BackendError, ChatMessage, Completion, Sampling
@@ -101,6 +104,16 @@ def length(tokenizer: transformers.PreTrainedTokenizerBase, prompt: list[ChatMes
     return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
 
 
+def write_letters(
+    model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
+) -> None:
+    """Make it write nothing but letters, so that a text has the tokens that were written."""
+    letters = tokenizer.convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz"))
+    others = [i for i in range(len(tokenizer)) if i not in letters]
+    with torch.no_grad():
+        model.lm_head.weight[others] = 0
+
+
 def generated(
     model: transformers.PreTrainedModel,
     tokenizer: transformers.PreTrainedTokenizerBase,
@@ -130,12 +143,96 @@ def test_greedy_text_is_that_of_generate_alone_and_in_company(
     assert [backend.complete(prompt, greedy).text for prompt in PROMPTS] == texts
     with TransformersBackend(model, tokenizer) as fresh:
         answers = ask(fresh, [(prompt, greedy) for prompt in PROMPTS])
-        assert fresh.stats.steps < 2 * 24
     assert [answer.text for answer in answers] == texts
     usages = [
         Usage(length(tokenizer, p), len(ids)) for p, ids in zip(PROMPTS, expected, strict=True)
     ]
     assert [answer.usage for answer in answers] == usages
+
+
+ARCHITECTURES = (
+    transformers.Qwen3Config(head_dim=16, num_key_value_heads=2),
+    transformers.GPTNeoXConfig(rotary_pct=0.25),
+    transformers.GPT2Config(bos_token_id=None, eos_token_id=None),
+    transformers.Phi3Config(num_key_value_heads=1, pad_token_id=None),
+)
+
+
+@pytest.mark.parametrize("config", ARCHITECTURES, ids=lambda config: config.model_type)
+def test_other_architectures_write_what_generate_writes(
+    config: transformers.PreTrainedConfig, tokenizer: transformers.PreTrainedTokenizerBase
+) -> None:
+    torch.manual_seed(0)
+    config = type(config).from_dict(
+        config.to_dict()
+        | {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.3,
+            "eos_token_id": None,
+        }
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval().double()
+    expected = [generated(model, tokenizer, prompt, 12) for prompt in PROMPTS]
+    with TransformersBackend(model, tokenizer) as backend:
+        answers = ask(backend, [(prompt, Sampling(0.0, max_tokens=12)) for prompt in PROMPTS])
+    assert [answer.text for answer in answers] == [
+        tokenizer.decode(ids, skip_special_tokens=True) for ids in expected
+    ]
+    # The backend does not spoil the model for others.
+    assert [generated(model, tokenizer, prompt, 12) for prompt in PROMPTS] == expected
+
+
+def test_a_call_joins_while_another_writes_and_leaves_before_it(
+    backend: TransformersBackend, model: transformers.PreTrainedModel
+) -> None:
+    long = PROMPTS[1], Sampling(max_tokens=400, seed=1)
+    short = [(prompt, Sampling(max_tokens=5, seed=2)) for prompt in PROMPTS]
+    alone = [backend.complete(*request) for request in (long, *short)]
+    steps, written = backend.stats.steps, backend.stats.completion_tokens
+    with ThreadPoolExecutor(1) as pool:
+        late: list[Completion] = []
+        # Waits for the others, but gives up rather than hang: they have all of 400 steps to come.
+        hook = model.register_forward_pre_hook(lambda *_: late or time.sleep(0.01))
+        writing = pool.submit(backend.complete, *long)
+        while backend.stats.steps == steps:
+            time.sleep(0.001)
+        late += ask(backend, short)
+        assert not writing.done()
+        hook.remove()
+        assert [writing.result(), *late] == alone
+    # They were written in the long one's steps.
+    assert backend.stats.steps - steps == 400
+    assert backend.stats.completion_tokens - written == 400 + 5 * len(short)
+
+
+def test_texts_do_not_depend_on_the_coming_and_going(
+    backend: TransformersBackend,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Groups form, grow, use columns again and dissolve; nobody's text shows it."""
+    luck = Random(0)
+    openings = ["Where can I eat? " * n for n in (1, 3, 8)]
+    requests = [
+        (
+            chat(luck.choice(openings), luck.choice(["Yes.", "No."]), "x" * luck.randrange(9)),
+            Sampling(max_tokens=luck.randrange(1, 30), seed=seed),
+        )
+        for seed in range(48)
+    ]
+    alone = [backend.complete(*request) for request in requests]
+    monkeypatch.setattr(transformers_backend, "_READ_AT_ONCE", 64)
+    with TransformersBackend(model, tokenizer, max_batch=5) as busy:
+        assert ask(busy, requests) == alone
+        assert 1 < busy.stats.occupancy <= 5
+        assert busy.stats.completion_tokens == backend.stats.completion_tokens
+        assert busy.stats.tokens_per_second > 0
 
 
 def test_samples_do_not_depend_on_the_company(
@@ -183,6 +280,36 @@ def test_drawn_tokens_follow_the_softmax(
         assert draws.count(likeliest) / len(draws) == pytest.approx(chance, abs=3 * spread)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_the_probability_is_that_of_a_plain_forward_pass(
+    temperature: float,
+    backend: TransformersBackend,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Not every sequence of these tokens is text, so the tokens' numbers are read instead.
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: " ".join(map(str, ids)))
+    limits = (1, 10, 20)
+    requests = [(p, Sampling(temperature, n, seed=n)) for p in PROMPTS for n in limits]
+    for (prompt, _), answer in zip(requests, ask(backend, requests), strict=True):
+        before = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, return_dict=False
+        )
+        written = [int(token) for token in answer.text.split()]
+        if answer.finish == "stop":
+            written.append(tokenizer.eos_token_id)
+        with torch.inference_mode():
+            logits = model(torch.tensor([before + written])).logits[0, len(before) - 1 : -1]
+        chances = (logits / temperature).log_softmax(-1)[range(len(written)), written]
+        assert answer.logprob == pytest.approx(float(chances.sum()), rel=1e-5)
+
+
+def test_what_is_taken_for_sure_has_probability_one(backend: TransformersBackend) -> None:
+    answer = backend.complete(PROMPTS[1], Sampling(temperature=0.0, max_tokens=8))
+    assert answer.logprob == pytest.approx(0.0, abs=1e-6)
+
+
 def test_a_shared_prefix_is_computed_once(
     backend: TransformersBackend, tokenizer: transformers.PreTrainedTokenizerBase
 ) -> None:
@@ -205,11 +332,7 @@ def test_a_shared_prefix_is_computed_once(
 def test_a_completion_is_not_computed_again_as_part_of_the_next_prompt(
     model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
 ) -> None:
-    # Nothing but letters is written, so that the text has the tokens that were written.
-    letters = tokenizer.convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz"))
-    others = [i for i in range(len(tokenizer)) if i not in letters]
-    with torch.no_grad():
-        model.lm_head.weight[others] = 0
+    write_letters(model, tokenizer)
     greedy = Sampling(temperature=0.0, max_tokens=20)
     first = chat("Where can I eat?")
     with TransformersBackend(model, tokenizer) as backend:
@@ -322,6 +445,16 @@ def test_models_with_sliding_windows_are_refused(
     )
     with pytest.raises(UsageError, match="mistral"):
         TransformersBackend(transformers.MistralForCausalLM(config), tokenizer)
+
+
+def test_models_with_an_attention_of_their_own_are_refused(
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> None:
+    config = transformers.GPTJConfig(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=4, rotary_dim=4
+    )
+    with pytest.raises(UsageError, match="gptj"):
+        TransformersBackend(transformers.GPTJForCausalLM(config), tokenizer)
 
 
 def _cells(tokens: Sequence[int]) -> list[float]:

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ import pytest
 from agents.base import AgentFactory, BackendError
 from agents.options import AgentOptions
 from agents.scripted import RandomAgent
+from josh_search.__main__ import main
 from josh_search.distributed import Plan, open_ray
 from josh_search.engine import Engine, Grown, Job, LocalEngine
 from josh_search.harvest import Tally, harvest
@@ -39,6 +41,8 @@ if importlib.util.find_spec("ray") is None:
     pytest.skip("Ray is not installed: pip install -e '.[ray]'", allow_module_level=True)
 
 pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).resolve().parents[1]
 
 ENV = partial(make_env, "ToolWOZ-v0", world="builtin:domains=1", split="train")
 WORLD = ENV().dialogue.domain
@@ -296,3 +300,40 @@ def test_a_dead_machines_trees_are_grown_elsewhere(
     assert gate.exists() and len(list(workers.iterdir())) == 2
     assert len(found) == len(TASKS)
     assert {grown.key: grown for grown in found} == alone
+
+
+def test_the_command_goes_on_after_an_interrupt(machines: Machines, tmp_path: Path) -> None:
+    """On the machine that is left."""
+    alone, broken = tmp_path / "alone", tmp_path / "broken"
+    options = ["harvest", "--agent", "random", "--beam", "4", "--tasks", "60"]
+    assert main([*options, "--run", str(alone)]) == 0
+    options += ["--engine", "ray", "--ray-address", machines.address, "--run", str(broken)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "josh_search", *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for _ in range(3):
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().startswith("interrupted; what is finished is kept")
+    assert process.returncode == 130
+    assert 3 <= len(list(read_jsonl(broken / "trees.jsonl"))) < 60
+    assert main(options) == 0
+    records = [list(read_jsonl(run / "trees.jsonl")) for run in (alone, broken)]
+    assert len(records[0]) == len(records[1]) == 60
+    assert {r["key"]: r for r in records[0]} == {r["key"]: r for r in records[1]}
+
+
+def test_the_command_says_in_one_line_that_there_is_no_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--engine", "ray", "--ray-address", "127.0.0.1:1", "--run", str(tmp_path / "run")]
+    assert main(["harvest", "--agent", "random", *options]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("error: cannot reach the Ray cluster '127.0.0.1:1'")
+    assert list(tmp_path.iterdir()) == []

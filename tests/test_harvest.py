@@ -221,7 +221,17 @@ def test_an_interrupt_keeps_what_is_finished(
 
 # --- the command -----------------------------------------------------------------------------
 
-COMMAND = ["--agent", "random", "--world", "builtin:domains=1", "--beam", "4", "--trees", "2"]
+COMMAND = [
+    "harvest",
+    "--agent",
+    "random",
+    "--world",
+    "builtin:domains=1",
+    "--beam",
+    "4",
+    "--trees",
+    "2",
+]
 
 
 def records(path: Path) -> dict[str, Any]:

@@ -36,7 +36,17 @@ WORLD = load_builtin(CityOptions.parse("domains=1,constraints=1-2,failures=0"))
 DIALOGUE = Dialogue(WORLD, ScriptedUser(), max_steps=45)
 TASKS = WORLD.tasks("train")[:40]
 SYSTEM = system_prompt(WORLD.policy, WORLD.tools)
-COMMAND = ["--agent", "random", "--world", "builtin:domains=1", "--beam", "2", "--max-steps", "4"]
+COMMAND = [
+    "harvest",
+    "--agent",
+    "random",
+    "--world",
+    "builtin:domains=1",
+    "--beam",
+    "2",
+    "--max-steps",
+    "4",
+]
 
 
 class Watcher:

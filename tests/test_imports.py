@@ -25,7 +25,10 @@ PROGRAMS = {"toolwoz_gym/__main__.py": {"agents"}}
 """What single files may import besides. A command line is no part of the package it belongs to:
 nothing imports it. Who plays the customer at the command line talks to one of the agents."""
 
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "gguf")
+HEAVY = (
+    *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "gguf"),
+    *("ray", "openai", "tenacity", "litellm"),
+)
 
 
 def files(package: str) -> list[Path]:

@@ -248,9 +248,6 @@ class replacing:
             self._part.unlink(missing_ok=True)
 
 
-_replacing = replacing
-
-
 def _whole_bytes(path: Path) -> int:
     """Return the length of a file up to and with its last line end, reading from the back."""
     with open(path, "rb") as file:

@@ -28,8 +28,8 @@ from agents.backends.retry import (
     overflows,
     refused_parameter,
 )
-from agents.backends.spending import Budget, Price, RunStopped, prices
-from agents.base import BackendError, ChatMessage, Completion, Sampling
+from agents.backends.spending import Budget, Price, prices
+from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
 from toolwoz_gym.actions import parse_action
 from toolwoz_gym.types import ToolCall, ToolSpec, Usage, UsageError
 

@@ -9,13 +9,9 @@ from functools import cache
 from pathlib import Path
 from threading import Lock
 
-from agents.base import BackendError
+from agents.base import RunStopped
 
 _PRICES = Path(__file__).resolve().parents[1] / "prices.toml"
-
-
-class RunStopped(BackendError):
-    """No further call of the run can succeed: it ends at once, and what is finished is kept."""
 
 
 class BudgetSpent(RunStopped):

@@ -570,9 +570,9 @@ def _grouped_attention(
     """Attention to the columns of groups; with any other cache, as ``sdpa`` computes it."""
     if isinstance(key, _Layer):
         return key.attend(query, attention_mask, how.get("scaling")), None
-    output: torch.Tensor = sdpa_attention_forward(
-        module, query, key, value, attention_mask, **how
-    )[0]
+    output: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **how)[
+        0
+    ]
     return output, None
 
 
