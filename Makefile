@@ -11,7 +11,7 @@ ENV     ?= ToolWOZ-v0
 WORLD   ?= builtin:domains=1
 SPLIT   ?= train
 TASKS   ?= 24
-BEAM    ?= 8
+STRATEGY ?= go_explore
 MODEL   ?= bundled
 BACKEND ?= transformers
 SEED    ?= 0
@@ -33,7 +33,7 @@ help:
 	@echo "make evaluate   held-out tasks with and without the adapter              -> runs/$(RUN)/evaluation/"
 	@echo "make warmstart  make the bundled model's warm-start adapter anew         -> runs/warmstart/"
 	@echo "make setup      only install     make check  ruff and mypy     make test  the test suite"
-	@echo "Variables: RUN ENV WORLD SPLIT TASKS BEAM MODEL BACKEND SEED FLAGS"
+	@echo "Variables: RUN ENV WORLD SPLIT TASKS STRATEGY MODEL BACKEND SEED FLAGS"
 
 setup: $(READY)
 
@@ -50,7 +50,7 @@ $(READY): constraints.txt setup.cfg pyproject.toml
 
 harvest: $(READY)
 	$(PY) -m josh_search harvest --run runs/$(RUN) --env $(ENV) --world $(WORLD) --split $(SPLIT) \
-		--tasks $(TASKS) --beam $(BEAM) --model $(MODEL) --backend $(BACKEND) --seed $(SEED) $(FLAGS)
+		--tasks $(TASKS) --strategy $(STRATEGY) --model $(MODEL) --backend $(BACKEND) --seed $(SEED) $(FLAGS)
 
 train: $(READY)
 	$(PY) -m training kto --run runs/$(RUN) --model $(MODEL) --seed $(SEED) $(FLAGS)

@@ -167,7 +167,11 @@ def measure_load(latency: float, trees: int = TREES) -> Load:
 
     dialogue = replace(env.dialogue, user=MeteredUser(env.dialogue.user, customer))
     engine = LocalEngine(
-        dialogue, make_agent, seed=0, options=SearchOptions(), trees_at_once=TREES_AT_ONCE
+        dialogue,
+        make_agent,
+        seed=0,
+        options=SearchOptions(strategy="josh"),
+        trees_at_once=TREES_AT_ONCE,
     )
     with TemporaryDirectory() as folder:
         run = RunFolder(Path(folder) / "run", {})

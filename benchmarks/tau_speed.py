@@ -96,7 +96,7 @@ class BusyAgent:
 def grow_tree(dialogue: Dialogue, task: Task, seed: int) -> Tree:
     """Grow the tree of a busy agent: every branch lives to the last step."""
     assert isinstance(task, TauTask)
-    options = SearchOptions(beam=8, max_steps=15, reward="terminal")
+    options = SearchOptions(strategy="josh", beam=8, max_steps=15, reward="terminal")
     return search(dialogue, BusyAgent(task), task, seed=seed, options=options)
 
 

@@ -44,7 +44,7 @@ class HarvestOptions(AgentOptions, SearchOptions):
     """The customer: scripted, scripted:noise=0.3 (0 to 1) or replay."""
     tasks: int = 24
     """How many tasks to play: the first of the split."""
-    trees: int = 4
+    trees: int = 16
     """Trees that grow at a time, in each worker."""
     engine: Literal["local", "ray"] = "local"
     """Where trees grow: in this process, or in the workers of a Ray cluster (docs/cluster.md)."""

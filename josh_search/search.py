@@ -23,9 +23,9 @@ from toolwoz_gym.types import Task, UsageError
 class SearchOptions:
     """How a tree grows."""
 
-    strategy: Literal["go_explore", "josh", "chains"] = "josh"
-    """josh: the paper's beam search over agent turns. go_explore: one dialogue after the other,
-    each from the best place known. chains: one after the other, each from the opening."""
+    strategy: Literal["go_explore", "josh", "chains"] = "go_explore"
+    """go_explore: one dialogue after the other, each from the best place known. josh: the paper's
+    beam search over agent turns. chains: one after the other, each from the opening."""
     beam: int = 8
     """josh: a step expands its leaves only while that leaves no more than so many."""
     width: int = 2

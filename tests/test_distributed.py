@@ -47,7 +47,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ENV = partial(make_env, "ToolWOZ-v0", world="builtin:domains=1", split="train")
 WORLD = ENV().dialogue.domain
 TASKS = ENV().tasks[:10]
-OPTIONS = SearchOptions(beam=4, max_steps=6)
+OPTIONS = SearchOptions(strategy="josh", beam=4, max_steps=6)
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def test_a_dead_machines_trees_are_grown_elsewhere(
 def test_the_command_goes_on_after_an_interrupt(machines: Machines, tmp_path: Path) -> None:
     """On the machine that is left."""
     alone, broken = tmp_path / "alone", tmp_path / "broken"
-    options = ["harvest", "--agent", "random", "--beam", "4", "--tasks", "60"]
+    options = ["harvest", "--strategy", "josh", "--agent", "random", "--beam", "4", "--tasks", "60"]
     assert main([*options, "--run", str(alone)]) == 0
     options += ["--engine", "ray", "--ray-address", machines.address, "--run", str(broken)]
     with subprocess.Popen(

@@ -79,7 +79,7 @@ def run(
         DIALOGUE,
         make_agent,
         seed=9,
-        options=SearchOptions(beam=4, max_steps=8),
+        options=SearchOptions(strategy="josh", beam=4, max_steps=8),
         trees_at_once=at_once,
     )
     return harvest(engine, tasks, RunFolder(path, {"seed": 9}), watcher=watcher or Silent())
@@ -223,6 +223,8 @@ def test_an_interrupt_keeps_what_is_finished(
 
 COMMAND = [
     "harvest",
+    "--strategy",
+    "josh",
     "--agent",
     "random",
     "--world",

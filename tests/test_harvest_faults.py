@@ -38,6 +38,8 @@ TASKS = WORLD.tasks("train")[:40]
 SYSTEM = system_prompt(WORLD.policy, WORLD.tools)
 COMMAND = [
     "harvest",
+    "--strategy",
+    "josh",
     "--agent",
     "random",
     "--world",
@@ -75,7 +77,7 @@ def local(
         DIALOGUE,
         make_agent,
         seed=9,
-        options=SearchOptions(beam=4, max_steps=steps),
+        options=SearchOptions(strategy="josh", beam=4, max_steps=steps),
         trees_at_once=at_once,
         calls_at_once=calls,
     )
@@ -508,7 +510,7 @@ def test_trees_that_nobody_waits_for_end_after_their_step(beam: int) -> None:
     engine = replace(
         local(lambda task: Patient()),
         dialogue=Dialogue(WORLD, Patient(), max_steps=1000),
-        options=SearchOptions(beam=beam, max_steps=100),
+        options=SearchOptions(strategy="josh", beam=beam, max_steps=100),
     )
     outcomes = engine.grow([("key", TASKS[0])] * 20, on_step)
     next(outcomes)

@@ -62,7 +62,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "demo"
     run.mkdir()
     dialogue = Dialogue(WORLD, ScriptedUser(), max_steps=45)
-    options = SearchOptions(beam=4, max_steps=8)
+    options = SearchOptions(strategy="josh", beam=4, max_steps=8)
     trees = []
     for number, task in enumerate(WORLD.tasks("train")[i] for i in range(20)):
         tree = search(dialogue, Doubter(task), task, seed=number, options=options)

@@ -356,7 +356,7 @@ def test_random_agents_give_rows_too() -> None:
     for number in range(60):
         task = WORLD.tasks("train")[number]
         agent = RandomAgent(WORLD.tools)
-        tree = search(DIALOGUE, agent, task, seed=number, options=SearchOptions())
+        tree = search(DIALOGUE, agent, task, seed=number, options=SearchOptions(strategy="josh"))
         record = json.loads(json.dumps(tree_to_json(tree, 0)))
         rows = make_rows([record], SYSTEM)
         check([record], rows)
@@ -367,7 +367,7 @@ def test_random_agents_give_rows_too() -> None:
 @pytest.mark.parametrize("reward", ["goal_calls", "terminal"])
 def test_no_two_trees_contradict_each_other(reward: Any) -> None:
     """Dialogues may begin alike: what was good in one tree is not punished in another."""
-    options = SearchOptions(beam=8, max_steps=6, reward=reward)
+    options = SearchOptions(strategy="josh", beam=8, max_steps=6, reward=reward)
     trees = [
         {**grown(number, number, error_rate, options), "key": f"{number}/{trial}"}
         for number in range(30)
@@ -383,7 +383,10 @@ def test_no_two_trees_contradict_each_other(reward: Any) -> None:
 
 @pytest.fixture(scope="module")
 def trees() -> list[dict[str, Any]]:
-    return [grown(number, number, 0.5, SearchOptions(beam=4, max_steps=6)) for number in range(40)]
+    return [
+        grown(number, number, 0.5, SearchOptions(strategy="josh", beam=4, max_steps=6))
+        for number in range(40)
+    ]
 
 
 def test_files_hold_the_rows(trees: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -540,7 +543,11 @@ class Echo:
 
 def told(turns: Mapping[tuple[int, int], Sequence[str]], **options: Any) -> dict[str, Any]:
     tree = search(
-        Dialogue(WORLD, Echo(), 45), Told(turns), TASK, seed=1, options=SearchOptions(**options)
+        Dialogue(WORLD, Echo(), 45),
+        Told(turns),
+        TASK,
+        seed=1,
+        options=SearchOptions(strategy="josh", **options),
     )
     return tree_to_json(tree, 0)
 

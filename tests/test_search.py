@@ -108,7 +108,7 @@ class Played:
             self.agent,
             GOALS,
             seed=SEED,
-            options=SearchOptions(**options),
+            options=SearchOptions(strategy="josh", **options),
             on_step=lambda tree, live: self.live.append(live),
         )
 
@@ -145,6 +145,37 @@ def test_the_beam_bounds_the_leaves(beam: int, leaves: list[int]) -> None:
     assert set(children) == {leaves[1] // leaves[0]}
     assert played.states()[-leaves[3] :] == ["live"] * leaves[3]
     assert set(played.states()[1 : -leaves[3]]) == {"expanded"}
+
+
+@pytest.mark.parametrize(
+    ("width", "beam", "leaves"),
+    [(1, 8, [1, 1, 1]), (3, 8, [3, 3, 3]), (3, 9, [3, 9, 9]), (4, 16, [4, 16, 16])],
+)
+def test_the_width_is_what_a_leaf_expands_to(width: int, beam: int, leaves: list[int]) -> None:
+    played = Played({}, width=width, beam=beam, max_steps=3)
+    assert [len(played.step(step)) for step in range(3)] == leaves
+
+
+def test_single_outputs_can_branch() -> None:
+    """A call is a step of its own; the customer answers words, or a turn without any."""
+    played = Played(
+        {(0, 0): [USELESS], (0, 1): ["words"], (1, 0): [USELESS], (2, 0): [USELESS], (2, 1): [G0]},
+        beam=2,
+        max_steps=4,
+        branch="output",
+    )
+    tree = played.tree
+    assert tree.branch == "output"
+    assert [len(played.step(step)) for step in range(3)] == [2, 2, 2]
+    assert all(sum(m.role == "assistant" for m in node.messages) == 1 for node in tree.nodes[1:])
+    silent, spoken = played.step(0)
+    assert [m.role for m in silent.messages] == ["assistant", "tool"]
+    assert [m.role for m in spoken.messages] == ["assistant", "user"]
+    assert [node.collapsed for node in played.step(2)] == [False, True]
+    three = Played(
+        {(step, 0): [USELESS] for step in range(3)}, beam=1, max_steps=3, branch="output"
+    )
+    assert three.customer.heard == ["(silence)"], "after three outputs without a word"
 
 
 def test_children_begin_as_their_parents_copies() -> None:
@@ -372,7 +403,7 @@ def test_the_expert_solves_whole_trees(reward: Any) -> None:
     world = load_builtin(CityOptions.parse("failures=1"))
     dialogue = Dialogue(world, ScriptedUser(), max_steps=45)
     for task in world.tasks("val")[:20]:
-        options = SearchOptions(beam=2, max_steps=25, reward=reward)
+        options = SearchOptions(strategy="josh", beam=2, max_steps=25, reward=reward)
         tree = grow(dialogue, task, options)
         assert tree.solved and tree.progress == 1.0
         assert tree_to_json(tree, 0)["solved"] is True
@@ -389,7 +420,7 @@ def test_threads_grow_the_same_tree() -> None:
                     RandomAgent(world.tools),
                     task,
                     seed=number,
-                    options=SearchOptions(beam=8),
+                    options=SearchOptions(strategy="josh", beam=8),
                     mapper=mapper,
                 )
                 for mapper in (map, pool.map)

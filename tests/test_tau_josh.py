@@ -22,7 +22,7 @@ def airline(shared: Path) -> TauBench:
 def test_goals_of_one_turn_all_count(airline: TauBench) -> None:
     """A turn of 40 outputs holds every gold action; the reference would count one of them."""
     dialogue = Dialogue(airline, InstructedUser(airline.end_marker), max_steps=100)
-    options = SearchOptions(beam=2, max_steps=2, max_outputs=40)
+    options = SearchOptions(strategy="josh", beam=2, max_steps=2, max_outputs=40)
     for task in airline.tasks("test"):
         tree = search(dialogue, GoldAgent(task), task, seed=0, options=options)
         calls = [goal for goal in task.goals if goal.name != TRANSFER]
@@ -35,7 +35,9 @@ def test_goals_of_one_turn_all_count(airline: TauBench) -> None:
 
 def test_the_reward_of_the_environment(airline: TauBench) -> None:
     dialogue = Dialogue(airline, InstructedUser(airline.end_marker), max_steps=60)
-    options = SearchOptions(beam=2, max_steps=15, max_outputs=40, reward="terminal")
+    options = SearchOptions(
+        strategy="josh", beam=2, max_steps=15, max_outputs=40, reward="terminal"
+    )
     for task in airline.tasks("test"):
         tree = search(dialogue, GoldAgent(task), task, seed=0, options=options)
         assert tree.solved, task.id
