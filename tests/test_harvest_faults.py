@@ -419,7 +419,7 @@ def test_the_command_counts_lost_trees_apart(
 
     path = tmp_path / "run"
     options = ["--agent", "expert", "--world", "builtin:domains=1", "--tasks", "10"]
-    options += ["--beam", "2", "--run", str(path)]
+    options += ["--strategy", "chains", "--run", str(path)]
     with monkeypatch.context() as patch:
         patch.setattr("agents.options.expert", fails_at_times)
         patch.setattr("time.sleep", lambda seconds: None)
