@@ -10,6 +10,8 @@ from benchmarks.controls import ControlOptions
 from benchmarks.controls import run as prove
 from benchmarks.evaluate import EvaluateOptions
 from benchmarks.evaluate import run as evaluate
+from benchmarks.generation import GenerationOptions
+from benchmarks.generation import run as generation
 from benchmarks.noise import NoiseOptions
 from benchmarks.noise import run as noise
 from benchmarks.search_efficiency import EfficiencyOptions
@@ -28,6 +30,7 @@ def main(args: Sequence[str] | None = None) -> int:
             "evaluate": (EvaluateOptions, evaluate),
             "controls": (ControlOptions, prove),
             "speed": (SpeedOptions, speed),
+            "generation": (GenerationOptions, generation),
             "noise": (NoiseOptions, noise),
             "search_efficiency": (EfficiencyOptions, search_efficiency),
         },

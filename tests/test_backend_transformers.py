@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from pathlib import Path
 from random import Random
 from threading import Barrier
 
@@ -21,6 +22,7 @@ from agents.backends import transformers as transformers_backend
 from agents.backends.prefix_store import KeyValues, PrefixStore
 from agents.backends.transformers import TransformersBackend
 from agents.base import BackendError, ChatMessage, Completion, Sampling
+from benchmarks.__main__ import main as benchmark
 from toolwoz_gym.types import Usage, UsageError
 
 CHATML = (
@@ -457,6 +459,31 @@ def test_models_with_an_attention_of_their_own_are_refused(
     )
     with pytest.raises(UsageError, match="gptj"):
         TransformersBackend(transformers.GPTJForCausalLM(config), tokenizer)
+
+
+def test_the_generation_benchmark_prints_its_table(
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=8192,
+        eos_token_id=1,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    few = ["--branches", "2", "--dialogues", "2", "--prompt-tokens", "8", "--max-tokens", "3"]
+    assert benchmark(["generation", "--model", str(tmp_path), "--dtype", "float32", *few]) == 0
+    printed = capsys.readouterr().out
+    for load in ("2 branches of a prompt", "2 dialogues"):
+        [line] = [line for line in printed.splitlines() if line.startswith(load)]
+        own, other, faster = (float(word) for word in line.replace("t/s", "").split()[-3:])
+        assert faster == pytest.approx(own / other, rel=0.2, abs=0.1)
 
 
 def _cells(tokens: Sequence[int]) -> list[float]:
