@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import signal
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -22,14 +21,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
-from threading import current_thread, main_thread
 from typing import Any, TypeAlias
 
 from agents.base import AgentFactory, BackendError
 from josh_search.engine import Grown, Job, OnStep, grow_tree
 from josh_search.search import SearchOptions
 from toolwoz_gym.env import DialogueEnv, find_task
-from toolwoz_gym.pools import map_beside
+from toolwoz_gym.pools import interrupts_as_none, map_beside
 from toolwoz_gym.types import Domain, UsageError
 
 DEATHS = 3
@@ -157,18 +155,6 @@ def _count_room(gpus: int, cpus: int) -> int:
     return sum(int(min(m["CPU"] // cpus, m["GPU"] // gpus)) for m in able)
 
 
-@contextmanager
-def _keyboard(news: SimpleQueue[Any]) -> Iterator[None]:
-    """Announce Ctrl-C as None: see :func:`toolwoz_gym.pools.as_finished`."""
-    in_main = current_thread() is main_thread()  # no other thread is ever interrupted
-    before = signal.signal(signal.SIGINT, lambda *_: news.put(None)) if in_main else None
-    try:
-        yield
-    finally:
-        if in_main:
-            signal.signal(signal.SIGINT, before)
-
-
 def _last_line(error: BaseException) -> str:
     """Return what matters of Ray's many lines about a death."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -234,7 +220,7 @@ class RayEngine:
             KeyboardInterrupt: Ctrl-C was pressed.
         """
         coming = iter(jobs)
-        with _keyboard(self._news):
+        with interrupts_as_none(self._news):
             while True:
                 while hand := self._free_hand():
                     job = self._again.popleft() if self._again else next(coming, None)

@@ -312,7 +312,7 @@ def _source(options: Mapping[str, Any]) -> str:
 
 def _writer(options: Mapping[str, Any]) -> tuple[str, str | None]:
     """Name what wrote the messages, and say what its licence is where that is known."""
-    if options["agent"] in ("expert", "random"):
+    if options["agent"] in ("expert", "erring", "random"):
         return f"toolwoz-gym's scripted agent ({options['agent']})", "under the MIT licence"
     if options["model"] in ("bundled", "bundled-base"):
         return f"SmolLM2-135M-Instruct ({options['model']})", "a model under the Apache licence 2.0"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from itertools import islice
 from queue import Empty, SimpleQueue
 from threading import current_thread, main_thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -19,10 +20,8 @@ def as_finished(
 ) -> Generator[set[Future[T]], None, None]:
     """Yield futures as they finish, in groups.
 
-    Python raises an interrupt wherever the main thread happens to be. If that is inside a future's
-    lock, nobody ever opens it again, and the program waits for its threads forever. So the
-    interrupt is held back and raised here, after a group has been dealt with. Close the generator
-    (``contextlib.closing``) to give the keyboard back.
+    An interrupt is held back and raised here, after a group has been dealt with. Close the
+    generator (``contextlib.closing``) to give the keyboard back.
 
     Args:
         futures: What to wait for.
@@ -32,11 +31,9 @@ def as_finished(
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed.
     """
-    finished: SimpleQueue[Future[T] | None] = SimpleQueue()  # None: Ctrl-C
-    in_main = current_thread() is main_thread()  # no other thread is ever interrupted
-    before = signal.signal(signal.SIGINT, lambda *_: finished.put(None)) if in_main else None
+    finished: SimpleQueue[Future[T] | None] = SimpleQueue()
     coming, waiting = iter(futures), 0
-    try:
+    with interrupts_as_none(finished):
         while True:
             for future in islice(coming, None if at_once is None else at_once - waiting):
                 waiting += 1
@@ -50,6 +47,19 @@ def as_finished(
                 yield done
             if None in group:
                 raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupts_as_none(queue: SimpleQueue[Any]) -> Iterator[None]:
+    """Put None into a queue whenever Ctrl-C is pressed, instead of raising ``KeyboardInterrupt``.
+
+    Python raises an interrupt wherever the main thread happens to be. If that is inside a future's
+    lock, nobody ever opens it again, and the program waits for its threads forever.
+    """
+    in_main = current_thread() is main_thread()  # no other thread is ever interrupted
+    before = signal.signal(signal.SIGINT, lambda *_: queue.put(None)) if in_main else None
+    try:
+        yield
     finally:
         if in_main:
             signal.signal(signal.SIGINT, before)
