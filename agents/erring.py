@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from agents.scripted import ExpertAgent, RandomAgent
-from toolwoz_gym.actions import format_action
+from toolwoz_gym.actions import format_action, mistake
 from toolwoz_gym.seeding import Luck, derive
 from toolwoz_gym.types import Message, Task, ToolSpec, Usage
 
@@ -47,7 +47,7 @@ class ErringAgent:
         kind = luck.choice(_KINDS)
         likely = 1 / len(_KINDS)
         if kind == "malformed":
-            return Message("assistant", '{"name": ', error="not valid JSON"), likely
+            return mistake("not JSON", '{"name": ', "not valid JSON"), likely
         if kind == "nothing":
             return Message("assistant", "Can I do anything else for you?"), likely
         if kind == "goodbye":

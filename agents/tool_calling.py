@@ -1,17 +1,20 @@
-"""An agent that calls tools in plain text: a prompt, and nothing else.
+"""An agent that calls tools: in its model's own format, or in plain text.
 
-The model is told the policy and the tools in its system prompt and answers in the environment's own
-action format, so what it writes is the action. Tool answers come back as user messages, since many
-chat templates know no role for them.
+In plain text, the model is told the policy and the tools in its system prompt and answers in the
+environment's own action format, so what it writes is the action. Tool answers come back as user
+messages, since many chat templates know no role for them. In its own format, the model's chat
+template shows it the tools, the calls and their answers, and the backend reads what it writes:
+:mod:`agents.tool_formats`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from agents.base import Backend, ChatMessage, Sampling
-from toolwoz_gym.actions import format_action, parse_action
+from agents.grammar import SPEECH, call_rules
+from toolwoz_gym.actions import format_action, format_call, parse_action
 from toolwoz_gym.types import AgentFailure, Message, ToolSpec
 
 
@@ -25,6 +28,12 @@ class ToolCallingAgent:
     temperature: float = 1.0
     max_tokens: int = 128
     """Longest message of the model's."""
+    tools: tuple[ToolSpec, ...] = ()
+    """Tools that the model is shown in its own format; none: the system prompt tells of them."""
+    read: Callable[[str], Message] = parse_action
+    """Understands what the model writes."""
+    grammar: str | None = None
+    """What it writes is a text of this grammar; None: any text."""
 
     def act(self, view: Sequence[Message], *, seed: int) -> Message:
         """Return the model's next message.
@@ -33,18 +42,19 @@ class ToolCallingAgent:
             AgentFailure: The dialogue no longer fits the model's context.
             BackendError: The model did not answer.
         """
-        sampling = Sampling(self.temperature, self.max_tokens, seed)
-        completion = self.backend.complete(self.prompt(view), sampling)
+        sampling = Sampling(self.temperature, self.max_tokens, seed, self.grammar)
+        completion = self.backend.complete(self.prompt(view), sampling, self.tools)
         if completion.finish == "context":
             raise AgentFailure("the dialogue no longer fits the model's context")
-        message = parse_action(completion.text)
-        return replace(
-            message, raw=completion.text, usage=completion.usage, logprob=completion.logprob
-        )
+        message = self.read(completion.text)
+        raw = completion.text
+        if self.tools and message.call is not None:
+            raw = format_call(message.call)  # however it was spelt, the template shows it one way
+        return replace(message, raw=raw, usage=completion.usage, logprob=completion.logprob)
 
     def prompt(self, view: Sequence[Message]) -> list[ChatMessage]:
         """Return exactly what the model is shown before it writes its next message."""
-        return render_prompt(self.system, view)
+        return render_prompt(self.system, view, native=bool(self.tools))
 
 
 def system_prompt(policy: str, tools: Sequence[ToolSpec]) -> str:
@@ -58,26 +68,44 @@ def system_prompt(policy: str, tools: Sequence[ToolSpec]) -> str:
         "to the customer.",
         "",
         "Tools:",
-        *(_signature(tool) for tool in tools),
+        *(signature(tool) for tool in tools),
     ]
     return "\n".join(lines)
 
 
-def render_prompt(system: str, view: Sequence[Message]) -> list[ChatMessage]:
-    """Write a dialogue as the chat that a model is shown."""
+read = parse_action
+"""What the model writes is the action."""
+
+
+def grammar(tools: Sequence[ToolSpec]) -> str:
+    """Return the grammar of a call or a word to the customer, in llama.cpp's notation."""
+    return f"root ::= call | speech\n{call_rules(tools)}{SPEECH}"
+
+
+def render_prompt(
+    system: str, view: Sequence[Message], *, native: bool = False
+) -> list[ChatMessage]:
+    """Write a dialogue as the chat that a model is shown.
+
+    Args:
+        system: The system prompt.
+        view: The dialogue so far.
+        native: Whether the answers of tools keep their role, for a backend that shows them in the
+            model's own format; if not, they are written as user messages.
+    """
     chat: list[ChatMessage] = [{"role": "system", "content": system}]
     for message in view:
         if message.role == "assistant":
             text = format_action(message) if message.raw is None else message.raw
             chat.append({"role": "assistant", "content": text})
-        elif message.role == "tool":
+        elif message.role == "tool" and not native:
             chat.append({"role": "user", "content": f"[tool] {message.content}"})
         else:
-            chat.append({"role": "user", "content": message.content})
+            chat.append({"role": message.role, "content": message.content})
     return chat
 
 
-def _signature(tool: ToolSpec) -> str:
+def signature(tool: ToolSpec) -> str:
     """Write a tool as a function's signature, short enough for small models."""
     parameters = ", ".join(
         f"{name}: {'|'.join(schema['enum'])}" if "enum" in schema else name

@@ -14,6 +14,8 @@ from benchmarks.generation import GenerationOptions
 from benchmarks.generation import run as generation
 from benchmarks.noise import NoiseOptions
 from benchmarks.noise import run as noise
+from benchmarks.reproducibility import ReproducibilityOptions
+from benchmarks.reproducibility import run as reproducibility
 from benchmarks.search_efficiency import EfficiencyOptions
 from benchmarks.search_efficiency import run as search_efficiency
 from benchmarks.speed import SpeedOptions
@@ -32,6 +34,7 @@ def main(args: Sequence[str] | None = None) -> int:
             "speed": (SpeedOptions, speed),
             "generation": (GenerationOptions, generation),
             "noise": (NoiseOptions, noise),
+            "reproducibility": (ReproducibilityOptions, reproducibility),
             "search_efficiency": (EfficiencyOptions, search_efficiency),
         },
         args,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from benchmarks.metrics import (
     sign_test,
     success_rate,
 )
+from toolwoz_gym.records import usages_from_json
+from toolwoz_gym.types import Mistake, Usage
 from toolwoz_gym.users.faults import KINDS
 
 OUTCOMES = ("success", "failure", "truncated", "user_fault")
@@ -46,16 +48,20 @@ class Result:
     """pass^1, pass^2, ... up to the number of trials."""
     outcomes: Mapping[str, int]
     """Episodes by outcome."""
+    user_fault: Estimate
+    """Rate of episodes that a fault of the customer's ended: they say nothing about the model."""
+    user_faults: Mapping[str, int]
+    """These episodes by the kind of fault."""
     steps: int
     """Messages that the model wrote."""
-    malformed: int
-    """Those of them that were no action."""
+    malformed: Mapping[str, int]
+    """Those of them that were no action, by kind of mistake."""
     tool_errors: int
     """Those of them that called a tool wrongly."""
     faults: Mapping[str, int]
     """What the customers did wrong, by kind: see :mod:`toolwoz_gym.users.faults`."""
-    usage: Mapping[str, Mapping[str, int]]
-    """Tokens, ``prompt`` and ``completion``, by role."""
+    usage: Mapping[str, Usage]
+    """What the language models behind its episodes took, by role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,7 @@ def _result(model: str, episodes: Sequence[Record], seed: int) -> Result:
     success, progress = _array(episodes, "reward"), _array(episodes, "progress")
     tasks, trials = success.shape
     outcomes = Counter(record["outcome"] for record in episodes)
+    ended = np.array([r["outcome"] == "user_fault" for r in episodes], np.float64)
     return Result(
         model,
         tasks,
@@ -115,15 +122,16 @@ def _result(model: str, episodes: Sequence[Record], seed: int) -> Result:
         progress=mean(progress, seed=seed),
         pass_hat=tuple(pass_hat(success, k) for k in range(1, trials + 1)),
         outcomes={outcome: outcomes[outcome] for outcome in OUTCOMES},
+        user_fault=success_rate(ended.reshape(success.shape)),
+        user_faults=dict(
+            Counter(r["user_fault"] for r in episodes if r["outcome"] == "user_fault")
+        ),
         steps=sum(record["steps"] for record in episodes),
-        malformed=sum(record["malformed"] for record in episodes),
+        malformed=dict(sum((Counter(r["malformed"]) for r in episodes), Counter()).most_common()),
         tool_errors=sum(record["tool_errors"] for record in episodes),
         faults={kind: sum(record["faults"].get(kind, 0) for record in episodes) for kind in KINDS},
         usage={
-            role: {
-                kind: sum(record["usage"][role][kind] for record in episodes)
-                for kind in ("prompt", "completion")
-            }
+            role: sum((usages_from_json(record)[role] for record in episodes), Usage())
             for role in ("agent", "user")
         },
     )
@@ -178,6 +186,7 @@ def tables(comparison: Comparison) -> list[Table]:
     rows = {
         "Success, %": [percent(r.success) for r in results],
         "Progress, %": [percent(r.progress) for r in results],
+        "User faults, %": [percent(r.user_fault) for r in results],
     }
     if any(r.success_unidle for r in results):
         rows["Success without idle tasks, %"] = [
@@ -188,10 +197,16 @@ def tables(comparison: Comparison) -> list[Table]:
     for outcome in OUTCOMES:
         rows[f"Episodes: {outcome}"] = [f"{r.outcomes[outcome]:,}" for r in results]
     rows["Messages"] = [f"{r.steps:,}" for r in results]
-    rows["Messages: malformed"] = [f"{r.malformed:,}" for r in results]
+    rows["Messages: malformed"] = [f"{sum(r.malformed.values()):,}" for r in results]
+    for kind in get_args(Mistake):
+        if any(kind in r.malformed for r in results):
+            rows[f"Malformed: {kind}"] = [f"{r.malformed.get(kind, 0):,}" for r in results]
     rows["Messages: tool error"] = [f"{r.tool_errors:,}" for r in results]
     rows["Faults of the customers"] = [f"{sum(r.faults.values()):,}" for r in results]
-    rows["Tokens of the agent"] = [f"{sum(r.usage['agent'].values()):,}" for r in results]
+    for role in results[0].usage:
+        usages = [result.usage[role] for result in results]
+        if any(usage.tokens != 0 for usage in usages):
+            rows |= _ledger(role.capitalize(), usages)
     shown = [_table_of("", [r.model for r in results], rows)]
     if differences:
         rows = {
@@ -204,6 +219,23 @@ def tables(comparison: Comparison) -> list[Table]:
         }
         shown.append(_table_of(f"Less {baseline}", [d.model for d in differences], rows))
     return shown
+
+
+def _ledger(role: str, usages: Sequence[Usage]) -> dict[str, list[str]]:
+    """Return what a role took, as lines of a table."""
+    return {
+        f"{role}: calls": [f"{usage.calls:,}" for usage in usages],
+        f"{role}: retries": [f"{usage.retries:,}" for usage in usages],
+        f"{role}: tokens read": [_figure(usage.prompt) for usage in usages],
+        f"{role}: of these from a cache": [_figure(usage.cached) for usage in usages],
+        f"{role}: tokens written": [_figure(usage.completion) for usage in usages],
+        f"{role}: seconds in calls": [_figure(usage.seconds, ",.1f") for usage in usages],
+        f"{role}: US dollars billed": [_figure(usage.usd, ",.4f") for usage in usages],
+    }
+
+
+def _figure(value: float | None, form: str = ",") -> str:
+    return "unknown" if value is None else format(value, form)
 
 
 def _table_of(title: str, models: list[str], rows: Mapping[str, list[str]]) -> Table:

@@ -12,17 +12,25 @@ from typing import Any, Protocol, TypeAlias
 from agents.base import AgentFactory
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.pools import as_finished
-from toolwoz_gym.records import RunFolder, message_to_json, read_jsonl, usage_of, usage_to_json
+from toolwoz_gym.records import (
+    RunFolder,
+    message_to_json,
+    read_jsonl,
+    usage_of,
+    usages_from_json,
+    usages_to_json,
+)
 from toolwoz_gym.rollout import play
 from toolwoz_gym.seeding import derive
-from toolwoz_gym.types import Domain, Episode, Task
+from toolwoz_gym.types import Episode, Task
 from toolwoz_gym.users.faults import faults
 
 TRAJECTORIES = "trajectories"
 """Name of the log of finished episodes."""
 
-Player: TypeAlias = Callable[[Domain], AbstractContextManager[AgentFactory]]
-"""Loads a model for as long as it plays, as :meth:`agents.options.AgentOptions.open` does."""
+Player: TypeAlias = Callable[[Dialogue], AbstractContextManager[tuple[Dialogue, AgentFactory]]]
+"""Loads who plays, for as long as that takes, as :meth:`agents.options.PlayOptions.open_players`
+does."""
 
 
 @dataclass(slots=True)
@@ -39,7 +47,7 @@ class Tally:
         """Count a finished episode."""
         self.played[record["model"]] += 1
         self.solved[record["model"]] += record["outcome"] == "success"
-        self.tokens += sum(sum(usage.values()) for usage in record["usage"].values())
+        self.tokens += sum(usage.tokens or 0 for usage in usages_from_json(record).values())
 
 
 class Watcher(Protocol):
@@ -64,8 +72,8 @@ def play_all(
     """Play every episode that the folder has no record of yet, one model after the other.
 
     Args:
-        dialogue: The rules of play.
-        players: What loads each model, by label.
+        dialogue: The rules of play, with any customer.
+        players: What loads each model and its customer, by label.
         tasks: What every model plays.
         folder: Where ``trajectories.jsonl`` grows by a line for each finished episode.
         seed: An episode's seed is derived from it, the task's id and the trial: it is the same for
@@ -86,7 +94,9 @@ def play_all(
         tally.add(record)
     watcher.update(tally, None)
 
-    def episode(model: str, make_agent: AgentFactory, task: Task, trial: int) -> dict[str, Any]:
+    def episode(
+        model: str, dialogue: Dialogue, make_agent: AgentFactory, task: Task, trial: int
+    ) -> dict[str, Any]:
         luck = derive(seed, task.id, trial)
         played = play(dialogue, make_agent(task), task, seed=luck)
         idle = dialogue.domain.passes_idle(task)
@@ -105,9 +115,9 @@ def play_all(
             # The model is closed before the pool is: after an error, no episode plays to its end.
             with (
                 ThreadPoolExecutor(episodes_at_once) as pool,
-                player(dialogue.domain) as make_agent,
+                player(dialogue) as (seated, make_agent),
             ):
-                played = (pool.submit(episode, model, make_agent, *pair) for pair in wanted)
+                played = (pool.submit(episode, model, seated, make_agent, *pair) for pair in wanted)
                 try:
                     with closing(as_finished(played)) as groups:
                         for future in (future for done in groups for future in done):
@@ -145,12 +155,12 @@ def _record(
         "goals_total": goals,
         "passes_idle": idle,
         "steps": episode.steps,
-        "malformed": sum(m.error is not None for m in messages),
+        "malformed": dict(Counter(m.mistake for m in messages if m.mistake is not None)),
         "tool_errors": sum(m.content.startswith("Error: ") for m in answers),
+        "user_fault": messages[-1].error if episode.outcome == "user_fault" else None,
         "faults": dict(Counter(fault.kind for fault in faults(episode.task, messages))),
-        "usage": {
-            "agent": usage_to_json(usage_of(messages, "assistant")),
-            "user": usage_to_json(usage_of(messages, "user")),
-        },
+        **usages_to_json(
+            {"agent": usage_of(messages, "assistant"), "user": usage_of(messages, "user")}
+        ),
         "messages": [message_to_json(m) for m in messages],
     }

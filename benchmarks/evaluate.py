@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from agents.customers import FORMS
 from agents.models import resolve
-from agents.options import INDIFFERENT, AgentOptions
+from agents.options import INDIFFERENT, PlayOptions
 from benchmarks.comparison import Comparison, compare, tables
 from benchmarks.episodes import TRAJECTORIES, play_all
 from benchmarks.progress import Progress, print_tables
 from toolwoz_gym import make_env
-from toolwoz_gym.records import RunFolder, read_jsonl, write_json, write_text
+from toolwoz_gym.records import RunFolder, read_config, read_jsonl, write_json, write_text
 from toolwoz_gym.types import UsageError
 from training.output import digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateOptions(AgentOptions):
+class EvaluateOptions(PlayOptions):
     """Play held-out tasks with one or several models, and compare the others with the first."""
 
     adapter: Path | None = None
@@ -34,8 +36,6 @@ class EvaluateOptions(AgentOptions):
     """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""
     split: str = "val"
     """Split of the world's tasks."""
-    user: str = "scripted"
-    """The customer: scripted, scripted:noise=0.3 (0 to 1) or replay."""
     tasks: int = 40
     """How many tasks to play: the first of the split."""
     trials: int = 1
@@ -48,30 +48,29 @@ class EvaluateOptions(AgentOptions):
     seed: int = 0
     """Everything random follows from it."""
 
-    def players(self) -> dict[str, AgentOptions]:
-        """Return who plays, by label.
+    def players(self) -> dict[str, PlayOptions]:
+        """Return who plays, by label: all with the same customer.
 
         Raises:
-            UsageError: There is no such model or adapter, or one is named twice.
+            UsageError: A model is named twice.
         """
-        if self.adapter and not (self.adapter / "adapter_config.json").is_file():
-            raise UsageError(f"there is no adapter in {self.adapter}: train one first")
-        players: dict[str, AgentOptions] = {
-            self.model if self.agent == "tool_calling" else self.agent: self
-        }
+        first = replace(self, user_model=self.user_model or self.model)
+        players: dict[str, PlayOptions] = {self.model if self.needs_model else self.agent: first}
         for name in (*([self.adapter.as_posix()] if self.adapter else []), *self.also):
             if name in players:
                 raise UsageError(f"{name} is named twice: it would be compared with itself")
             if name in ("expert", "random"):
-                players[name] = replace(self, agent=name)  # type: ignore[arg-type]  # is a Literal
+                players[name] = replace(first, agent=name)  # type: ignore[arg-type]  # is a Literal
             else:
-                players[name] = replace(self, agent="tool_calling", model=name)
+                agent = self.agent if self.needs_model else "tool_calling"
+                players[name] = replace(first, agent=agent, model=name)
         return players
 
     def decisive(self) -> dict[str, Any]:
         """Return the options that decide what the records say, as JSON data."""
         values = asdict(self) | {"adapter": self.adapter.as_posix() if self.adapter else None}
-        return {k: v for k, v in values.items() if k not in INDIFFERENT | {"episodes_at_once"}}
+        ignored = INDIFFERENT | self.unused() | {"episodes_at_once"}
+        return {name: value for name, value in values.items() if name not in ignored}
 
 
 def run(options: EvaluateOptions) -> None:
@@ -84,24 +83,37 @@ def run(options: EvaluateOptions) -> None:
     for name in ("tasks", "trials", "max_steps", "episodes_at_once"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
+    asked, options = options, options.as_recorded()
     env = make_env(
         options.env,
         world=options.world,
         split=options.split,
-        user=options.user,
+        user=options.named_user,
         max_steps=options.max_steps,
     )
+    options.check_user(env)
     if options.tasks > len(env.tasks):
         raise UsageError(f"the split {options.split!r} has {len(env.tasks)} tasks only")
     players = options.players()
     world = env.dialogue.domain.fingerprint
-    config = {"options": options.decisive(), "adapters": _adapters(players), "world": world}
+    config = {"options": options.decisive(), "world": world}
+    if asked.backend == "canned":
+        formats = read_config(Path(asked.model))["tool_formats"]
+        players = {name: replace(p, tool_format=formats[name]) for name, p in players.items()}
+        config["replays"] = asked.model
+    elif options.adapter and not (options.adapter / "adapter_config.json").is_file():
+        raise UsageError(f"there is no adapter in {options.adapter}: train one first")
+    config["adapters"] = _adapters(players)
+    config["tool_formats"] = {name: player.resolved_format() for name, player in players.items()}
 
     folder = RunFolder(options.run, config)
-    with Progress() as progress:
+    with asked.open_journal(options.run) as journal, Progress() as progress:
         play_all(
             env.dialogue,
-            {label: player.open for label, player in players.items()},
+            {
+                label: partial(player.open_players, journal=journal)
+                for label, player in players.items()
+            },
             [env.tasks[i] for i in range(options.tasks)],
             folder,
             seed=options.seed,
@@ -117,11 +129,15 @@ def run(options: EvaluateOptions) -> None:
     print(f"tables and trajectories are in {options.run}")
 
 
-def _adapters(players: Mapping[str, AgentOptions]) -> dict[str, str]:
+def _adapters(players: Mapping[str, PlayOptions]) -> dict[str, str]:
     """Return a digest of every adapter that plays: one trained anew is another one."""
+    models = {label: player for label, player in players.items() if player.needs_model}
+    first = next(iter(players.values()))
+    if first.user in FORMS:
+        models["customer"] = first.customer_model()
     digests = {}
-    for label, player in players.items():
-        adapter = resolve(player.model).adapter if player.agent == "tool_calling" else None
+    for label, options in models.items():
+        adapter = None if options.is_served else resolve(options.model).adapter
         if adapter:
             digests[label] = digest(Path(adapter) / "adapter_model.safetensors")
     return digests
@@ -133,9 +149,23 @@ def _markdown(options: EvaluateOptions, world: str, comparison: Comparison) -> s
         [
             f"{options.env}, world `{options.world}` ({world[:12]}), first {options.tasks} tasks "
             f"of {options.split}, {trials} each, seed {options.seed}, "
-            f"temperature {options.temperature:g}.",
+            f"{_agent(options)}, customer {_customer(options)}.",
             *(table.markdown() for table in tables(comparison)),
             "In brackets: 95 % confidence intervals (success: Wilson; progress and differences: "
             "bootstrap over tasks, paired by task and seed). p: exact sign test over tasks.\n",
         ]
     )
+
+
+def _agent(options: PlayOptions) -> str:
+    if not options.needs_model:
+        return f"agent {options.agent}"
+    constrained = ", constrained" if options.constrain else ""
+    return f"agent {options.agent}{constrained}, temperature {options.temperature:g}"
+
+
+def _customer(options: PlayOptions) -> str:
+    if options.user not in FORMS:
+        return options.user
+    model, temperature = options.customer_model().model, options.user_temperature
+    return f"{options.user} ({model}, temperature {temperature:g})"

@@ -118,7 +118,7 @@ def ours(
         began = perf_counter()
         answers = list(pool.map(lambda prompt: backend.complete(prompt, sampling), prompts))
         seconds = perf_counter() - began
-    return Speed(sum(answer.usage.completion for answer in answers), seconds)
+    return Speed(sum(answer.usage.completion or 0 for answer in answers), seconds)
 
 
 def generate_batch(

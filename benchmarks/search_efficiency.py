@@ -157,7 +157,7 @@ def _play(
                     options=replace(how, tree_tokens=options.budget - spent),
                     mapper=leaves.map,
                 )
-                if tree.written == 0:
+                if not tree.written:
                     raise BackendError("the model counts no tokens: a budget of them has no end")
                 spent += tree.written
                 records.append(tree_to_json(tree, trial=len(records)))

@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from agents.backends.journal import Journal
 from agents.base import BackendError
-from agents.options import INDIFFERENT, AgentOptions
-from agents.tool_calling import system_prompt
+from agents.options import INDIFFERENT, PlayOptions
 from josh_search.engine import Engine, LocalEngine
 from josh_search.harvest import finish, harvest
 from josh_search.publish import ExportOptions, PublishOptions, export, publish
@@ -29,7 +29,7 @@ _WHERE = {"engine", "ray_address", "workers", "worker_gpus", "worker_cpus"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarvestOptions(AgentOptions, SearchOptions):
+class HarvestOptions(PlayOptions, SearchOptions):
     """Search dialogues for what earns the reward, and write training rows from what is found."""
 
     run: Path = Path("runs/demo")
@@ -40,8 +40,6 @@ class HarvestOptions(AgentOptions, SearchOptions):
     """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""
     split: str = "train"
     """Split of the world's tasks."""
-    user: str = "scripted"
-    """The customer: scripted, scripted:noise=0.3 (0 to 1) or replay."""
     tasks: int = 24
     """How many tasks to play: the first of the split."""
     trees: int = 16
@@ -63,21 +61,22 @@ class HarvestOptions(AgentOptions, SearchOptions):
 
     def decisive(self) -> dict[str, Any]:
         """Return the options that decide what the records say, as JSON data."""
-        values = asdict(self)
-        return {k: v for k, v in values.items() if k not in INDIFFERENT | _WHERE | {"tasks"}}
+        ignored = INDIFFERENT | _WHERE | self.unused() | {"tasks"}
+        options = asdict(self) | {"tool_format": self.resolved_format()}
+        return {name: value for name, value in options.items() if name not in ignored}
 
 
 @contextmanager
-def open_engine(options: HarvestOptions, env: DialogueEnv) -> Iterator[Engine]:
-    """Load what grows the trees.
+def open_engine(options: HarvestOptions, env: DialogueEnv, journal: Journal) -> Iterator[Engine]:
+    """Load what grows the trees. Workers of a cluster keep no journal.
 
     Raises:
         UsageError: There is no such model, device or cluster.
     """
     if options.engine == "local":
-        with options.open(env.dialogue.domain) as make_agent:
+        with options.open_players(env.dialogue, journal) as (dialogue, make_agent):
             yield LocalEngine(
-                env.dialogue,
+                dialogue,
                 make_agent,
                 seed=options.seed,
                 options=options,
@@ -88,9 +87,9 @@ def open_engine(options: HarvestOptions, env: DialogueEnv) -> Iterator[Engine]:
 
     plan = Plan(
         make_env=partial(
-            make_env, options.env, world=options.world, split=options.split, user=options.user
+            make_env, options.env, world=options.world, split=options.split, user=options.named_user
         ),
-        open_agent=options.open,
+        open_players=options.open_players,
         world=env.dialogue.domain.fingerprint,
         seed=options.seed,
         options=options,
@@ -117,29 +116,50 @@ def run(options: HarvestOptions) -> None:
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
     began = time.monotonic()
-    env = make_env(options.env, world=options.world, split=options.split, user=options.user)
+    asked, options = options, options.as_recorded()
+    env = make_env(options.env, world=options.world, split=options.split, user=options.named_user)
+    options.check_user(env)
     dialogue = env.dialogue
     if options.tasks > len(env.tasks):
         raise UsageError(f"the split {options.split!r} has {len(env.tasks)} tasks only")
     config = {"options": options.decisive(), "world": dialogue.domain.fingerprint}
+    if asked.backend == "canned":
+        if options.engine == "ray":
+            raise UsageError("a run is replayed on this machine: leave --engine ray out")
+        config["replays"] = asked.model
     RunFolder.check(options.run, config)
 
     from josh_search.progress import Progress
     from toolwoz_gym.progress import clock
 
-    with open_engine(options, env) as engine, Progress() as progress:
+    with (
+        asked.open_journal(options.run) as journal,
+        open_engine(options, env, journal) as engine,
+        Progress() as progress,
+    ):
         folder = RunFolder(options.run, config)
         tally = harvest(engine, env.tasks, folder, watcher=progress, number=options.tasks)
     seconds = time.monotonic() - began
-    system = system_prompt(dialogue.domain.policy, dialogue.domain.tools)
+    shown = options.shown(dialogue.domain)
     whole = None if tally.before else seconds  # how long the other sessions took is not known
-    summary = finish(options.run, tally, system, model=options.model, seconds=whole)
+    summary = finish(options.run, tally, *shown, model=options.model, seconds=whole)
     rows = summary["rows"]
     print(
         f"{tally.solved} of {tally.tasks} tasks solved, {tally.goals_met} of {tally.goals_total} "
-        f"goals met, {sum(tally.usage['agent'].values()):,} tokens, {clock(seconds)} minutes\n"
+        f"goals met, {clock(seconds)} minutes\n"
         f"rows: {rows['kto']['good']} good and {rows['kto']['bad']} bad for KTO, "
         f"{rows['sft']} for SFT, {rows['dpo']} pairs for DPO"
+    )
+    for role, usage in tally.usage.items():
+        if usage.tokens != 0:
+            print(f"{role}: {usage}")
+    if tally.malformed:
+        listed = ", ".join(f"{count} {kind}" for kind, count in tally.malformed.most_common())
+        print(f"malformed: {tally.malformed.total()} outputs of the agent's ({listed})")
+    kinds = "".join(f", {count} {kind}" for kind, count in tally.user_faults.most_common())
+    print(
+        f"user_fault: {summary['user_fault_rate']:.1%} of {tally.dialogues} dialogues ended by a "
+        f"fault of the customer's{kinds}"
     )
     for reason, count in rows["dropped"].items():
         print(f"dropped: {count} {reason}")

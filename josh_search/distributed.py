@@ -26,9 +26,10 @@ from typing import Any, TypeAlias
 from agents.base import AgentFactory, BackendError
 from josh_search.engine import Grown, Job, OnStep, grow_tree
 from josh_search.search import SearchOptions
+from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.env import DialogueEnv, find_task
 from toolwoz_gym.pools import interrupts_as_none, map_beside
-from toolwoz_gym.types import Domain, UsageError
+from toolwoz_gym.types import UsageError
 
 DEATHS = 3
 """A worker that dies so often in a row, without a tree, is not replaced any more; and a tree that
@@ -45,8 +46,9 @@ class Plan:
 
     make_env: Callable[[], DialogueEnv]
     """Makes the environment: the rules of play, and the tasks, which are then named by their id."""
-    open_agent: Callable[[Domain], AbstractContextManager[AgentFactory]]
-    """Loads what plays: the worker's own model, or the way to one that all workers share."""
+    open_players: Callable[[Dialogue], AbstractContextManager[tuple[Dialogue, AgentFactory]]]
+    """Loads who plays, as :meth:`agents.options.PlayOptions.open_players` does: the worker's own
+    models, or the way to those that all workers share."""
     world: str
     """The fingerprint of the driver's domain, which a worker's must equal."""
     seed: int
@@ -322,17 +324,17 @@ class Worker:
                     f"its world is {domain.fingerprint}, the driver's {plan.world}: "
                     "give all machines the same data"
                 )
-            make_agent = self._opened.enter_context(plan.open_agent(domain))
+            dialogue, make_agent = self._opened.enter_context(plan.open_players(env.dialogue))
         except UsageError as error:
             raise UsageError(f"on the machine {here}: {error}") from None
-        self._env, self._make_agent = env, make_agent
+        self._tasks, self._dialogue, self._make_agent = env.tasks, dialogue, make_agent
         self._calls = ThreadPoolExecutor(plan.calls_at_once)
 
     def grow(self, key: str, task_id: str) -> Grown:
         """Grow the tree of a task."""
         return grow_tree(
-            (key, find_task(self._env.tasks, task_id)),
-            self._env.dialogue,
+            (key, find_task(self._tasks, task_id)),
+            self._dialogue,
             self._make_agent,
             seed=self._plan.seed,
             options=self._plan.options,

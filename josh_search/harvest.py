@@ -14,8 +14,16 @@ from josh_search.engine import Engine, Job
 from josh_search.report import write_report
 from josh_search.rows import write_rows
 from josh_search.tree import tree_key
-from toolwoz_gym.records import Log, RunFolder, cannot_write, read_jsonl, write_json
-from toolwoz_gym.types import Task
+from toolwoz_gym.records import (
+    Log,
+    RunFolder,
+    cannot_write,
+    read_jsonl,
+    usages_from_json,
+    usages_to_json,
+    write_json,
+)
+from toolwoz_gym.types import Task, ToolSpec, Usage
 
 PATIENCE = (1.0, 5.0, 25.0, 60.0)
 """Seconds to wait before lost trees are tried again, from one vain round to the next."""
@@ -38,9 +46,14 @@ class Tally:
     goals_total: int = 0
     turns: int = 0
     """Agent turns played: nodes of the finished trees but their roots."""
-    usage: dict[str, dict[str, int]] = field(
-        default_factory=lambda: {r: {"prompt": 0, "completion": 0} for r in ("agent", "user")}
-    )
+    dialogues: int = 0
+    """Leaves of the finished trees: each is the end of a dialogue, or of what was played of it."""
+    malformed: Counter[str] = field(default_factory=Counter)
+    """Outputs of the agent's that were no action, by kind of mistake."""
+    user_faults: Counter[str] = field(default_factory=Counter)
+    """Those of them that a fault of the customer's ended, by its kind."""
+    usage: dict[str, Usage] = field(default_factory=lambda: {"agent": Usage(), "user": Usage()})
+    """What the models of the finished trees took, by role."""
     live: dict[str, int] = field(default_factory=dict)
     """Live leaves of the trees that still grow, by key."""
     lost: dict[str, str] = field(default_factory=dict)
@@ -53,9 +66,17 @@ class Tally:
         self.goals_met += len(record["goals_met"])
         self.goals_total += len(record["goals"])
         self.turns += len(record["nodes"]) - 1
-        for role, usage in record["usage"].items():
-            for kind, tokens in usage.items():
-                self.usage[role][kind] += tokens
+        for node in record["nodes"]:
+            for message in node["messages"]:
+                if "mistake" in message:
+                    self.malformed[message["mistake"]] += node["visits"]
+        inner = {node["parent"] for node in record["nodes"]}
+        for leaf in (node for node in record["nodes"] if node["id"] not in inner):
+            self.dialogues += 1
+            if leaf["outcome"] == "user_fault":
+                self.user_faults[leaf["messages"][-1].get("error", "other")] += 1
+        for role, usage in usages_from_json(record).items():
+            self.usage[role] += usage
 
     def reasons(self) -> dict[str, int]:
         """Return for which reasons trees were lost, and how many, the most frequent first."""
@@ -73,7 +94,12 @@ class Tally:
             "goals_total": self.goals_total,
             "progress": self.goals_met / self.goals_total if self.goals_total else 0.0,
             "leaves": self.turns,
-            "usage": self.usage,
+            "malformed": dict(self.malformed.most_common()),
+            "dialogues": self.dialogues,
+            "user_fault": self.user_faults.total(),
+            "user_fault_rate": self.user_faults.total() / self.dialogues if self.dialogues else 0.0,
+            "user_fault_kinds": dict(self.user_faults.most_common()),
+            **usages_to_json(self.usage),
         }
 
 
@@ -199,13 +225,16 @@ def _play_round(
     assert not playing, "an engine accounts for every job"
 
 
-def finish(run: Path, tally: Tally, system: str, **more: Any) -> dict[str, Any]:
+def finish(
+    run: Path, tally: Tally, system: str, tools: Sequence[ToolSpec] = (), **more: Any
+) -> dict[str, Any]:
     """Write what follows from the trees: the rows, the summary and the report.
 
     Args:
         run: The run's folder.
         tally: What the harvest counted.
         system: The system prompt that the model was shown.
+        tools: The tools that it was shown in its own format.
         **more: Further entries of the summary.
 
     Returns:
@@ -215,7 +244,7 @@ def finish(run: Path, tally: Tally, system: str, **more: Any) -> dict[str, Any]:
         UsageError: The folder cannot be written. Its trees are whole.
     """
     try:
-        rows = write_rows(run, system)
+        rows = write_rows(run, system, tools)
         summary = {"run": run.name, **tally.to_json(), "rows": rows, **more}
         write_json(run / "summary.json", summary)
         write_report(run)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from josh_search.harvest import Tally
 from toolwoz_gym.progress import LiveLine
+from toolwoz_gym.records import usages_from_json
 
 _GLANCE = 0.25
 """Seconds between two looks at the steps of trees: there can be hundreds of steps a second."""
@@ -39,7 +40,7 @@ class Progress(LiveLine):
         self._show(tally, Text(text, "red"))
 
     def _show(self, tally: Tally, line: Text | None) -> None:
-        tokens = sum(sum(usage.values()) for usage in tally.usage.values())
+        tokens = sum(usage.tokens or 0 for usage in tally.usage.values())
         figures = [
             Text(f"{tally.solved} solved", "green"),
             Text(f"{sum(tally.live.copy().values())} leaves live"),
@@ -53,7 +54,7 @@ class Progress(LiveLine):
 
 def _tree_line(record: Mapping[str, Any], tally: Tally) -> Text:
     solved, met, total = record["solved"], len(record["goals_met"]), len(record["goals"])
-    tokens = sum(sum(usage.values()) for usage in record["usage"].values())
+    tokens = sum(usage.tokens or 0 for usage in usages_from_json(record).values())
     line = Text(f"{tally.finished:>4}/{tally.tasks}  ")
     line.append("solved  " if solved else "unsolved", "green" if solved else "yellow")
     line.append(f"  {record['task_id']}  goals {met}/{total}, {record['steps']} steps, ")

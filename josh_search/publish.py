@@ -15,9 +15,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from agents.tool_formats import in_protocol
 from josh_search.rows import KINDS, Row
 from toolwoz_gym.records import read_jsonl, write_jsonl
-from toolwoz_gym.types import UsageError
+from toolwoz_gym.types import Usage, UsageError
 
 Files: TypeAlias = dict[str, Path | str]
 """What a dataset consists of: by name, the file to copy or the text to write."""
@@ -151,7 +152,7 @@ def dataset_card(
         "sft": f"{rows['sft']:,}",
         "dpo": f"{rows['dpo']:,}",
     }
-    tokens = {role: sum(usage.values()) for role, usage in summary["usage"].items()}
+    tokens = {role: _tokens(usage) for role, usage in summary["usage"].items()}
     terms = writers_terms or "whose licence or terms of use may say what its output may be used for"
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
@@ -170,7 +171,7 @@ def dataset_card(
         "## How it was made",
         f"{summary['solved']:,} of {summary['finished']:,} tasks were solved, "
         f"{summary['goals_met']:,} of {summary['goals_total']:,} goals met, with "
-        f"{tokens['agent']:,} tokens of the agent and {tokens['user']:,} of the customer.",
+        f"{tokens['agent']} tokens of the agent and {tokens['user']} of the customer.",
         _table(
             ("option", "value"),
             [(name, f"`{_public(value)}`") for name, value in options.items()],
@@ -232,7 +233,9 @@ def openai_sft(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
         rows: The lines of ``sft.jsonl``, where those of a tree are together.
     """
     for _, group in groupby(rows, key=lambda row: row["tree"]):
-        taught = [row["prompt"] + row["completion"] for row in group]
+        of_tree = list(group)
+        tools = _tools(of_tree[0])
+        taught = [row["prompt"] + row["completion"] for row in of_tree]
         whole = [chat for chat in taught if not any(_goes_on(chat, other) for other in taught)]
         for chat in whole:
             messages = []
@@ -244,7 +247,7 @@ def openai_sft(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
                     messages.append(message)
                 else:
                     messages.append({**message, "weight": 0})
-            yield {"messages": messages}
+            yield {"messages": [in_protocol(m) for m in messages], **tools}
 
 
 def openai_dpo(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
@@ -255,10 +258,17 @@ def openai_dpo(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
     """
     for row in rows:
         yield {
-            "input": {"messages": row["prompt"]},
-            "preferred_output": row["chosen"],
-            "non_preferred_output": row["rejected"],
+            "input": {"messages": [in_protocol(m) for m in row["prompt"]], **_tools(row)},
+            "preferred_output": [in_protocol(m) for m in row["chosen"]],
+            "non_preferred_output": [in_protocol(m) for m in row["rejected"]],
         }
+
+
+def _tools(row: Row) -> dict[str, Any]:
+    """Return what an example says of the tools that the model was shown in its own format."""
+    if "tools" not in row:
+        return {}
+    return {"tools": json.loads(row["tools"]), "parallel_tool_calls": False}
 
 
 def _spoken(examples: Iterable[dict[str, Any]], dropped: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -269,7 +279,7 @@ def _spoken(examples: Iterable[dict[str, Any]], dropped: Counter[str]) -> Iterat
             *example["preferred_output"],
             *example["non_preferred_output"],
         ]
-        if all(message["content"].strip() for message in messages):
+        if all(message["content"] is None or message["content"].strip() for message in messages):
             yield example
         else:
             dropped["examples with an empty message"] += 1
@@ -300,6 +310,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError:
         raise UsageError(f"there is no {path}: publish the folder of a finished run") from None
     return value
+
+
+def _tokens(usage: Mapping[str, Any]) -> str:
+    known = Usage(**usage).tokens
+    return "an unknown number of" if known is None else f"{known:,}"
 
 
 def _source(options: Mapping[str, Any]) -> str:

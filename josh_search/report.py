@@ -18,7 +18,7 @@ from typing import Any
 
 from toolwoz_gym.actions import parse_action
 from toolwoz_gym.records import dump, message_from_json, read_jsonl, replacing
-from toolwoz_gym.types import UsageError
+from toolwoz_gym.types import Usage, UsageError
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 _DATA = "<!-- data -->"
@@ -76,18 +76,19 @@ def _curve(tree: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> dict[
 
     Returns:
         goals_after: For the first goal met, the second and so on, all on one path: the tokens that
-            agent and customer had written by then.
+            agent and customer had written by then; None where a server did not say.
         solved_after: The same for the solution; None when the tree has none.
     """
     golden = [node for node in nodes if node["golden"]]
     ends = {node["id"] for node in golden} - {node["parent"] for node in golden}
-    written = 0
+    usage = Usage()
     met: dict[int | None, frozenset[int]] = {None: frozenset()}
-    goals_after: list[int] = []
+    goals_after: list[int | None] = []
     solved_after = None
     for node in nodes:
         customer = [m["usage"] for m in node["messages"] if m["role"] == "user" and "usage" in m]
-        written += sum(usage["completion"] for usage in [node["usage"], *customer])
+        usage = sum((Usage(**each) for each in [node["usage"], *customer]), usage)
+        written = usage.completion
         met[node["id"]] = met[node["parent"]].union(node["met"])
         reached = min(len(met[node["id"]]), len(tree["goals_met"]))
         if node["id"] in ends:

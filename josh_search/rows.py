@@ -1,8 +1,9 @@
 """From trees to training rows: what was good at a prompt, and what was worse.
 
 A row is ``prompt`` (the chat that the model was shown), ``completion`` (one assistant message as
-the model wrote it) and, for KTO, ``label``. Only solved searches give rows. ``docs/rows.md`` states
-the rules, and every reason for which a message gives no row.
+the model wrote it) and, for KTO, ``label``. Where the model was shown its tools in its own format,
+calls are written as chat templates take them, and ``tools`` has the tools. Only solved searches
+give rows. ``docs/rows.md`` states the rules, and every reason for which a message gives no row.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from agents.base import ChatMessage
 from agents.tool_calling import render_prompt
+from agents.tool_formats import native_answer, native_chat, tool_schema
 from toolwoz_gym.records import dump, message_from_json, read_jsonl, replacing
 from toolwoz_gym.seeding import derive
-from toolwoz_gym.types import Message
+from toolwoz_gym.types import Message, ToolSpec
 
 Row: TypeAlias = dict[str, Any]
 
@@ -36,6 +39,7 @@ REPEATED = "messages said before at the same prompt of their tree"
 MALFORMED = "messages of golden paths with malformed output"
 LED_TO_A_GOAL = "messages that left the golden path and led to a goal"
 GOOD_ELSEWHERE = "messages that led to a goal in another tree"
+FAULTED = "messages after which only the customer was at fault"
 NOT_UNICODE = "messages with characters that no file can hold"
 UNPAIRED = "bad messages without a good one to pair them with"
 """This one is no message without a row: it has its KTO row, but gives no pair for DPO."""
@@ -88,7 +92,7 @@ class Successes:
         return bool(at < len(self._sorted) and self._sorted[at] == digest)
 
 
-def write_rows(run: Path, system: str) -> dict[str, Any]:
+def write_rows(run: Path, system: str, tools: Sequence[ToolSpec] = ()) -> dict[str, Any]:
     """Write the row files of a run: ``kto.jsonl``, ``sft.jsonl`` and ``dpo.jsonl``.
 
     The trees are read twice and held one at a time, so that a run may have any number of them.
@@ -96,6 +100,7 @@ def write_rows(run: Path, system: str) -> dict[str, Any]:
     Args:
         run: The run's folder, with its ``trees.jsonl``.
         system: The system prompt that the model was shown.
+        tools: The tools that it was shown in its own format.
 
     Returns:
         How many rows there are, by kind, and how many messages gave none, by reason.
@@ -113,7 +118,7 @@ def write_rows(run: Path, system: str) -> dict[str, Any]:
             part = stack.enter_context(replacing(run / f"{kind}.jsonl"))
             files[kind] = stack.enter_context(open(part, "w", encoding="ascii", newline="\n"))
         for record in read_jsonl(trees):
-            rows = tree_rows(record, system, successes)
+            rows = tree_rows(record, system, successes, tools)
             for kind, file in files.items():
                 file.writelines(f"{dump(row)}\n" for row in getattr(rows, kind))
             tally.update(rows.tally())
@@ -121,38 +126,49 @@ def write_rows(run: Path, system: str) -> dict[str, Any]:
     return _counts(tally, dropped)
 
 
-def make_rows(records: Iterable[Mapping[str, Any]], system: str) -> Rows:
+def make_rows(
+    records: Iterable[Mapping[str, Any]], system: str, tools: Sequence[ToolSpec] = ()
+) -> Rows:
     """Return the rows of trees that fit in memory: those that :func:`write_rows` would write.
 
     Args:
         records: All lines of a ``trees.jsonl``.
         system: The system prompt that the model was shown.
+        tools: The tools that it was shown in its own format.
     """
     trees = list(records)
     successes, rows = Successes(trees), Rows()
     for record in trees:
-        rows.add(tree_rows(record, system, successes))
+        rows.add(tree_rows(record, system, successes, tools))
     return rows
 
 
-def tree_rows(record: Mapping[str, Any], system: str, successes: Successes) -> Rows:
+def tree_rows(
+    record: Mapping[str, Any],
+    system: str,
+    successes: Successes,
+    tools: Sequence[ToolSpec] = (),
+) -> Rows:
     """Return the rows of one tree.
 
     Args:
         record: A line of ``trees.jsonl``.
         system: The system prompt that the model was shown.
         successes: What led to a goal in any tree of the run: it is never a bad row.
+        tools: The tools that the model was shown in its own format.
     """
     rows = Rows()
+    schemas = {"tools": dump([tool_schema(tool) for tool in tools])} if tools else {}
     good: dict[int, list[str]] = {}
     """The good completions, by the digest of their prompt."""
     for said, verdict in _judge(record, successes):
         if isinstance(verdict, str):
             rows.dropped[verdict] += 1
             continue
-        prompt = render_prompt(system, said.view)
-        where = {"task_id": record["task_id"], "tree": record["key"], "node": said.node}
-        completion = _chat(said.text)
+        chat = render_prompt(system, said.view, native=bool(tools))
+        prompt = native_chat(chat) if tools else chat
+        where = {"task_id": record["task_id"], "tree": record["key"], "node": said.node, **schemas}
+        completion = _completion(chat, said.text, native=bool(tools))
         rows.kto.append({"prompt": prompt, "completion": completion, "label": verdict, **where})
         if verdict:
             good.setdefault(said.prompt, []).append(said.text)
@@ -161,9 +177,16 @@ def tree_rows(record: Mapping[str, Any], system: str, successes: Successes) -> R
         better = good.get(said.prompt, ())
         rows.dropped.update([UNPAIRED] if not better else [])
         for text in better:
-            pair = {"chosen": _chat(text), "rejected": completion}
+            pair = {
+                "chosen": _completion(chat, text, native=bool(tools)),
+                "rejected": completion,
+            }
             rows.dpo.append({"prompt": prompt, **pair, **where})
     return rows
+
+
+def _completion(chat: Sequence[ChatMessage], text: str, *, native: bool) -> list[dict[str, Any]]:
+    return [native_answer(chat, text) if native else {"role": "assistant", "content": text}]
 
 
 def _judge(record: Mapping[str, Any], successes: Successes) -> Iterator[tuple[_Said, Verdict]]:
@@ -174,6 +197,8 @@ def _judge(record: Mapping[str, Any], successes: Successes) -> Iterator[tuple[_S
     golden = {message.digest for message in said if message.golden}
     good = {message.digest for message in said if message.node in clean}
     successful = {message.digest for message in said if message.successful}
+    faulted = _faulted_nodes(record["nodes"])
+    failed = {message.digest for message in said if message.node not in faulted}
 
     def verdict(message: _Said) -> Verdict:
         if message.prompt not in prompts:
@@ -186,6 +211,8 @@ def _judge(record: Mapping[str, Any], successes: Successes) -> Iterator[tuple[_S
             return LED_TO_A_GOAL
         if message.digest not in golden and message.digest in successes:
             return GOOD_ELSEWHERE
+        if message.digest not in golden and message.digest not in failed:
+            return FAULTED
         if not message.is_unicode():
             return NOT_UNICODE
         return message.digest in golden
@@ -262,6 +289,19 @@ def _clean_nodes(nodes: Sequence[Mapping[str, Any]], malformed: set[int]) -> set
     return clean
 
 
+def _faulted_nodes(nodes: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Return the nodes below which every dialogue was ended by a fault of the customer's."""
+    inner = {node["parent"] for node in nodes}
+    faulted = {node["id"] for node in nodes}
+    for node in nodes:
+        if node["id"] not in inner and node["outcome"] != "user_fault":
+            above = node["id"]
+            while above in faulted:
+                faulted.remove(above)
+                above = nodes[above]["parent"]
+    return faulted
+
+
 def _counts(tally: Mapping[str, int], dropped: Mapping[str, int]) -> dict[str, Any]:
     return {
         "kto": {"good": tally["good"], "bad": tally["bad"]},
@@ -269,7 +309,3 @@ def _counts(tally: Mapping[str, int], dropped: Mapping[str, int]) -> dict[str, A
         "dpo": tally["dpo"],
         "dropped": dict(sorted(dropped.items())),
     }
-
-
-def _chat(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from agents.base import Agent
+from agents.base import Agent, RunStopped
 from josh_search.josh import Mapper, grow_beam
 from josh_search.player import Player
 from josh_search.rollouts import grow_rollouts
@@ -56,8 +56,18 @@ class SearchOptions:
                 raise UsageError(f"{field.name} must be at least 1")
 
     def is_spent(self, tree: Tree) -> bool:
-        """Whether the tree has used up its tokens."""
-        return self.tree_tokens is not None and tree.written >= self.tree_tokens
+        """Whether the tree has used up its tokens.
+
+        Raises:
+            RunStopped: Nobody knows, since the model's server does not count them.
+        """
+        if self.tree_tokens is None:
+            return False
+        if tree.written is None:
+            raise RunStopped(
+                "the server does not say how many tokens it writes: set no tree_tokens"
+            )
+        return tree.written >= self.tree_tokens
 
 
 def search(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from toolwoz_gym.records import message_to_json, usage_of, usage_to_json
+from toolwoz_gym.records import message_to_json, usage_of, usage_to_json, usages_to_json
 from toolwoz_gym.types import Episode, Message, Task, Usage
 
 
@@ -88,8 +88,8 @@ class Tree:
     goals_met: frozenset[int] = frozenset()
     """The goals on the golden path."""
     solved: bool = False
-    written: int = 0
-    """Tokens that agent and customer have written."""
+    written: int | None = 0
+    """Tokens that agent and customer have written; None: a model's server does not say."""
     steps: int = 0
     """Search steps played: those of the whole beam, or single moves where one path is played at a
     time."""
@@ -128,7 +128,8 @@ class Tree:
             above.collapsed = bool(above.met)
 
     def _count(self, messages: Iterable[Message]) -> None:
-        self.written += sum(m.usage.completion for m in messages if m.usage)
+        usages = [Usage(completion=self.written), *(m.usage for m in messages if m.usage)]
+        self.written = sum(usages, Usage()).completion
 
     @property
     def progress(self) -> float:
@@ -152,10 +153,12 @@ def tree_to_json(tree: Tree, trial: int) -> dict[str, Any]:
         "progress": tree.progress,
         "goals_met": sorted(tree.goals_met),
         "steps": tree.steps,
-        "usage": {
-            "agent": usage_to_json(sum((node.usage for node in tree.nodes), Usage())),
-            "user": usage_to_json(usage_of(customers, "user")),
-        },
+        **usages_to_json(
+            {
+                "agent": sum((node.usage for node in tree.nodes), Usage()),
+                "user": usage_of(customers, "user"),
+            }
+        ),
         "nodes": [_node_to_json(node) for node in tree.nodes],
     }
 

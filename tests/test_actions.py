@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from toolwoz_gym import DialogueEnv, make_toolwoz
 from toolwoz_gym.actions import MAX_CHARS, MAX_DEPTH, format_action, format_call, parse_action
 from toolwoz_gym.records import dump, message_from_json, message_to_json
 from toolwoz_gym.toolwoz.tools import TOOLS
-from toolwoz_gym.types import Message, ToolCall
+from toolwoz_gym.types import Message, Mistake, ToolCall
 
 texts = st.text(st.characters(codec=None))  # lone surrogates included
 values = st.recursive(
@@ -108,7 +108,15 @@ def test_mistakes_are_observations(text: str, env: DialogueEnv) -> None:
     message = parse_action(text)
     assert message.content == text and message.error
     assert len(message.error) < 300 and "\n" not in message.error
-    assert step(env, text) == f"Error: {message.error}"
+    assert get_args(Mistake).count(message.mistake) == 1
+    observation = step(env, text)
+    assert observation.startswith(f"Error: {message.error}")
+    schema = observation.removeprefix(f"Error: {message.error}")
+    assert bool(schema) == ('"name": "search_hotel"' in text)
+    if schema:
+        takes = json.loads(schema.removeprefix("; search_hotel takes "))
+        tool = next(tool for tool in TOOLS if tool.name == "search_hotel")
+        assert takes == {"properties": tool.parameters, "required": list(tool.required)}
 
 
 @pytest.mark.parametrize(

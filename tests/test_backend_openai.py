@@ -31,6 +31,7 @@ from chat_server import (
 from openai import DefaultHttpxClient, OpenAI, RateLimitError
 from tenacity import RetryCallState
 
+from agents import act, react, tool_calling
 from agents.backends.openai import KEY_VARIABLE, OpenAIBackend
 from agents.backends.retry import Patience
 from agents.backends.spending import Budget, BudgetSpent, Price, RunStopped, prices
@@ -146,7 +147,7 @@ def test_passing_faults_are_retried(server: ChatServer, fault: str) -> None:
     server.script = [PASSING[fault]] * 2
     with OpenAIBackend.connect("m", server.url, patience=QUICK) as backend:
         assert backend.complete(PROMPT, Sampling()) == HELLO
-        assert (backend.stats.calls, backend.stats.retries) == (1, 2)
+        assert (backend.usage.calls, backend.usage.retries) == (1, 2)
     assert len(server.requests) == 3
     assert server.requests[0] == server.requests[2]
 
@@ -281,7 +282,7 @@ def test_hosted_models_want_another_name_for_the_limit(server: ChatServer) -> No
     with OpenAIBackend.connect("m", server.url) as backend:
         for _ in range(2):
             assert backend.complete(PROMPT, Sampling(max_tokens=5)) == HELLO
-        assert backend.stats.retries == 0
+        assert backend.usage.retries == 0
     limits = [{k: v for k, v in r.items() if "tokens" in k} for r in server.requests]
     assert limits == [{"max_tokens": 5}, {"max_completion_tokens": 5}, {"max_completion_tokens": 5}]
 
@@ -373,20 +374,28 @@ def test_usage_and_stats(server: ChatServer) -> None:
     }
     server.script = [answers(completion(usage=usage))]
     with OpenAIBackend.connect("m", server.url) as backend:
-        assert backend.complete(PROMPT, Sampling()).usage == Usage(100, 7)
+        first = backend.complete(PROMPT, Sampling()).usage
+        assert (first, first.cached, first.calls, first.retries) == (Usage(100, 7), 64, 1, 0)
+        assert 0 < first.seconds < 60
         backend.complete(PROMPT, Sampling())
-        stats = backend.stats
-    assert (stats.calls, stats.prompt_tokens, stats.cached_tokens, stats.completion_tokens) == (
-        (2, 110, 64, 9)
-    )
-    assert stats.seconds > 0
+        usage = backend.usage
+    assert (usage.calls, usage.prompt, usage.completion) == (2, 110, 9)
+    assert usage.cached is None, "the second answer does not say"
+    assert usage.usd is None and usage.seconds > 0
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 3, "completion_tokens": None}])
 def test_unknown_usage_is_not_zero(server: ChatServer, usage: Any) -> None:
     server.default = answers(completion(usage=usage))
-    assert "how many tokens" in error_of(server)
-    assert len(server.requests) == 1
+    with OpenAIBackend.connect("m", server.url, price=DEAR) as backend:
+        took = backend.complete(PROMPT, Sampling()).usage
+    assert (took.completion, took.tokens, took.usd, took.calls) == (None, None, None, 1)
+    for limit, said in (({"max_tokens": 9}, "cannot be limited"), ({"max_usd": 1.0}, "unknown")):
+        budget = Budget(**limit)
+        with OpenAIBackend.connect("m", server.url, price=DEAR, budget=budget) as backend:
+            backend.complete(PROMPT, Sampling())
+            with pytest.raises(BudgetSpent, match=said):
+                backend.complete(PROMPT, Sampling())
 
 
 def test_texts_that_were_cut_off(server: ChatServer) -> None:
@@ -497,6 +506,15 @@ HISTORY: list[ChatMessage] = [
 ]
 
 
+def test_a_grammar_is_sent_as_servers_take_it(server: ChatServer) -> None:
+    with OpenAIBackend.connect("m", server.url) as backend:
+        backend.complete(PROMPT, Sampling(grammar='root ::= "a"'))
+        backend.complete(PROMPT, Sampling())
+    bound, free = server.requests
+    assert bound["grammar"] == bound["structured_outputs"]["grammar"] == 'root ::= "a"'
+    assert not {"grammar", "structured_outputs", "extra_body"} & {*free}
+
+
 def test_history_in_the_native_form(server: ChatServer) -> None:
     with OpenAIBackend.connect("m", server.url) as backend:
         backend.complete(HISTORY, Sampling(), tools=[BOOK])
@@ -547,7 +565,7 @@ def test_a_wait_holds_no_place_and_ends_when_the_backend_is_closed(server: ChatS
     backend = OpenAIBackend.connect("m", server.url, concurrency=1, patience=Patience(2, 0.001, 30))
     with backend, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(backend.complete, PROMPT, Sampling())
-        while not (backend.stats.retries or waiting.done()):
+        while not (backend.usage.retries or waiting.done()):
             time.sleep(0.001)
         assert backend.complete(PROMPT, Sampling()) == HELLO
         assert not waiting.done()
@@ -574,16 +592,16 @@ def test_a_spending_limit(server: ChatServer) -> None:
             backend.complete(PROMPT, Sampling())
     assert isinstance(raised.value, RunStopped) and "\n" not in str(raised.value)
     assert len(server.requests) == 4
-    assert budget.usd == pytest.approx(0.00012) and budget.tokens == 48
+    assert budget.spent.usd == pytest.approx(0.00012) and budget.spent.tokens == 48
 
     # The run goes on with a higher limit, from what it has spent.
-    budget = Budget(max_usd=0.0002, spent_usd=budget.usd, spent_tokens=budget.tokens)
+    budget = Budget(max_usd=0.0002, spent=budget.spent)
     with OpenAIBackend.connect("m", server.url, price=DEAR, budget=budget) as backend:
         for _ in range(3):
             backend.complete(PROMPT, Sampling())
         with pytest.raises(BudgetSpent):
             backend.complete(PROMPT, Sampling())
-    assert budget.tokens == 84
+    assert budget.spent.tokens == 84
 
 
 def test_a_limit_of_tokens_is_shared(server: ChatServer) -> None:
@@ -597,7 +615,7 @@ def test_a_limit_of_tokens_is_shared(server: ChatServer) -> None:
             with pytest.raises(BudgetSpent, match="24 of 24 tokens"):
                 backend.complete(PROMPT, Sampling())
     assert len(server.requests) == 2
-    assert budget.usd is None, "these models have no price"
+    assert budget.spent.usd is None, "these models have no price"
 
 
 def test_a_limit_ends_all_threads(server: ChatServer) -> None:
@@ -609,11 +627,12 @@ def test_a_limit_ends_all_threads(server: ChatServer) -> None:
     assert {type(error) for error in errors} == {type(None), BudgetSpent}
     # At most three others were in flight when the limit was reached.
     assert 5 <= errors.count(None) <= 8
-    assert budget.tokens == 12 * errors.count(None)
+    assert budget.spent.tokens == 12 * errors.count(None)
 
 
 def test_cached_tokens_are_cheaper() -> None:
-    assert DEAR.cost(prompt=1_000_000, cached=400_000, completion=50_000) == pytest.approx(1.3)
+    assert DEAR.cost(Usage(1_000_000, 50_000, cached=400_000)) == pytest.approx(1.3)
+    assert DEAR.cost(Usage(1_000_000, 0, cached=None)) == 1.0, "at most"
 
 
 def test_prices_are_dated_and_have_a_source() -> None:
@@ -631,7 +650,7 @@ def test_an_unknown_price_is_not_zero(server: ChatServer) -> None:
     with pytest.raises(UsageError, match="price of 'gpt-4o' is unknown"):
         OpenAIBackend.connect("gpt-4o", server.url, budget=Budget(max_usd=1.0))
     OpenAIBackend.connect("gpt-4o", budget=Budget(max_usd=1.0)).close()
-    unknown = Budget(max_usd=1.0, spent_usd=None)
+    unknown = Budget(max_usd=1.0, spent=Usage(usd=None))
     with pytest.raises(BudgetSpent, match="an unknown part"):
         unknown.check()
 
@@ -682,7 +701,7 @@ def test_litellm(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = Budget(max_usd=1)
     with OpenAIBackend.litellm("openai/gpt-4o", patience=QUICK, budget=budget) as backend:
         assert backend.complete(PROMPT, Sampling()) == HELLO
-        assert backend.stats.retries == 1
+        assert backend.usage.retries == 1
         assert backend.complete(PROMPT, Sampling()).finish == "context"
         with pytest.raises(BackendError, match="API key") as raised:
             backend.complete(PROMPT, Sampling())
@@ -723,7 +742,7 @@ def test_llama_cpp_answers(llama: str) -> None:
         samplings = [Sampling(max_tokens=6, seed=seed) for seed in range(3)]
         with ThreadPoolExecutor(3) as pool:
             several = list(pool.map(lambda sampling: backend.complete(prompt, sampling), samplings))
-        assert (backend.stats.calls, backend.stats.retries) == (3, 0)
+        assert (backend.usage.calls, backend.usage.retries) == (3, 0)
     for answer in several:
         assert answer.logprob is not None and answer.logprob < 0
         assert answer.usage.prompt > 10 and 0 < answer.usage.completion <= 6
@@ -734,6 +753,17 @@ def test_llama_cpp_says_when_its_context_is_full(llama: str) -> None:
     with OpenAIBackend.connect("any", llama) as backend:
         full = backend.complete([{"role": "user", "content": "word " * 600}], Sampling())
     assert full == Completion("", Usage(), "context")
+
+
+def test_llama_cpp_keeps_to_a_grammar(llama: str) -> None:
+    grammars = [way.grammar([BOOK]) for way in (act, react, tool_calling)]
+    with OpenAIBackend.connect("any", llama) as backend:
+        samplings = [Sampling(max_tokens=24, grammar=grammar) for grammar in (*grammars, None)]
+        texts = [backend.complete(PROMPT, sampling).text for sampling in samplings]
+    calls = [f'{{"name":"{name}","arguments":{{' for name in ("book_restaurant", "respond")]
+    assert "".join(texts[0].split()).startswith(tuple(calls))
+    assert texts[1].startswith("Thought: ")
+    assert texts[2] == texts[3] and not texts[3].startswith("{")
 
 
 def test_llama_cpp_takes_native_history(llama: str) -> None:

@@ -461,6 +461,28 @@ def test_models_with_an_attention_of_their_own_are_refused(
         TransformersBackend(transformers.GPTJForCausalLM(config), tokenizer)
 
 
+def test_exact_results_do_not_depend_on_company_or_history(
+    model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
+) -> None:
+    requests = [
+        (prompt, Sampling(max_tokens=12, seed=seed)) for prompt in PROMPTS for seed in range(3)
+    ]
+    alone = []
+    for request in requests:
+        with TransformersBackend(model.float(), tokenizer, exact=True) as backend:
+            alone += ask(backend, [request])
+    with TransformersBackend(model, tokenizer, exact=True) as backend:
+        assert ask(backend, requests) == alone
+        assert ask(backend, requests[::-1]) == alone[::-1], "the store holds the prompts"
+        assert [backend.complete(*request) for request in requests] == alone
+
+
+def test_a_call_says_what_it_took(backend: TransformersBackend) -> None:
+    first, again = (backend.complete(PROMPTS[3], Sampling(max_tokens=2)).usage for _ in range(2))
+    assert (first.cached, again.cached) == (0, first.prompt - 1), "the last token is always read"
+    assert (first.calls, first.retries, first.usd) == (1, 0, 0.0) and first.seconds > 0
+
+
 def test_the_generation_benchmark_prints_its_table(
     tokenizer: transformers.PreTrainedTokenizerBase,
     tmp_path: Path,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import chat_server, says
 
 from agents.base import AgentFactory, BackendError
 from agents.options import AgentOptions
@@ -31,9 +32,9 @@ from josh_search.distributed import Plan, open_ray
 from josh_search.engine import Engine, Grown, Job, LocalEngine
 from josh_search.harvest import Tally, harvest
 from josh_search.search import SearchOptions
-from toolwoz_gym import make_env
+from toolwoz_gym import Dialogue, make_env
 from toolwoz_gym.records import RunFolder, read_jsonl
-from toolwoz_gym.types import Domain, Message, Task, UsageError
+from toolwoz_gym.types import Message, Task, UsageError
 
 if importlib.util.find_spec("ray") is None:
     if os.environ.get("TOOLWOZ_REQUIRE_RAY"):
@@ -63,11 +64,12 @@ class Trouble:
     """While there is no such file, a tree gets no further than its first turn."""
 
     @contextmanager
-    def open(self, domain: Domain) -> Iterator[AgentFactory]:
+    def open(self, dialogue: Dialogue) -> Iterator[tuple[Dialogue, AgentFactory]]:
         (self.folder / str(os.getpid())).touch()
         if self.fatal == "all":
             os._exit(1)
-        yield lambda task: TroubledAgent(self, task.id, RandomAgent(domain.tools))
+        guessing = RandomAgent(dialogue.domain.tools)
+        yield dialogue, lambda task: TroubledAgent(self, task.id, guessing)
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def machines() -> Iterator[Machines]:
 def plan(trouble: Trouble, **changes: Any) -> Plan:
     whole = Plan(
         make_env=ENV,
-        open_agent=trouble.open,
+        open_players=trouble.open,
         world=WORLD.fingerprint,
         seed=9,
         options=OPTIONS,
@@ -188,6 +190,23 @@ def test_workers_that_cannot_live_end_the_harvest(machines: Machines, tmp_path: 
     ):
         raise AssertionError("there is no engine")
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_workers_have_their_customers_model(machines: Machines, tmp_path: Path) -> None:
+    with chat_server() as server:
+        server.default = says("A cheap hotel in the north, please.")
+        args = ["harvest", "--strategy", "josh", "--agent", "random", "--tasks", "6"]
+        args += ["--user", "goal", "--user-backend", "openai", "--user-base-url", server.url]
+        assert main([*args, "--run", str(tmp_path / "alone")]) == 0
+        alone, server.requests[:] = len(server.requests), []
+        args += ["--engine", "ray", "--ray-address", machines.address]
+        assert main([*args, "--run", str(tmp_path / "ray")]) == 0
+        assert len(server.requests) == alone > 6
+    found = [
+        {r["key"]: (r["nodes"], r["usage"]) for r in read_jsonl(tmp_path / name / "trees.jsonl")}
+        for name in ("alone", "ray")
+    ]
+    assert len(found[0]) == 6 and found[0] == found[1]
 
 
 class Interrupting:

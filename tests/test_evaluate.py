@@ -21,13 +21,12 @@ from benchmarks.__main__ import main
 from benchmarks.comparison import compare, tables
 from benchmarks.episodes import Tally, play_all
 from benchmarks.progress import Progress
-from toolwoz_gym import make_env
+from toolwoz_gym import Dialogue, make_env
 from toolwoz_gym.env import DialogueEnv
-from toolwoz_gym.records import RunFolder, message_from_json
-from toolwoz_gym.types import Domain
+from toolwoz_gym.records import RunFolder, message_from_json, usages_to_json
+from toolwoz_gym.types import Domain, Usage
 
 ARGS = ["evaluate", "--agent", "random", "--also", "expert", "--tasks", "12"]
-NOTHING = {"prompt": 0, "completion": 0}
 
 
 class Ignored:
@@ -40,12 +39,15 @@ def env() -> DialogueEnv:
     return make_env("ToolWOZ-v0", world="builtin:domains=1", split="val")
 
 
-def expert(domain: Domain) -> AbstractContextManager[AgentFactory]:
-    return nullcontext(ExpertAgent)
+Players = AbstractContextManager[tuple[Dialogue, AgentFactory]]
 
 
-def at_random(domain: Domain) -> AbstractContextManager[AgentFactory]:
-    return nullcontext(lambda task: RandomAgent(domain.tools))
+def expert(dialogue: Dialogue) -> Players:
+    return nullcontext((dialogue, ExpertAgent))
+
+
+def at_random(domain: Domain) -> AgentFactory:
+    return lambda task: RandomAgent(domain.tools)
 
 
 def canned(texts: Sequence[str]) -> AbstractContextManager[AgentFactory]:
@@ -122,9 +124,9 @@ def test_a_cut_evaluation_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_models_that_are_through_are_not_loaded_again(tmp_path: Path, env: DialogueEnv) -> None:
     loaded = []
 
-    def loading(domain: Domain) -> AbstractContextManager[AgentFactory]:
-        loaded.append(domain)
-        return expert(domain)
+    def loading(dialogue: Dialogue) -> Players:
+        loaded.append(dialogue)
+        return expert(dialogue)
 
     def go(tasks: int) -> None:
         play_all(
@@ -145,9 +147,14 @@ def test_models_that_are_through_are_not_loaded_again(tmp_path: Path, env: Dialo
 
 def test_records_say_what_went_wrong_and_what_it_cost(tmp_path: Path, env: DialogueEnv) -> None:
     texts = ['{"tool": 1}', '{"name": "fly", "arguments": {}}', *["Hello there."] * 60]
+
+    def opened(dialogue: Dialogue) -> Players:
+        agent = ToolCallingAgent(CannedBackend(texts), "be kind")
+        return nullcontext((dialogue, lambda task: agent))
+
     play_all(
         env.dialogue,
-        {"canned": lambda domain: canned(texts)},
+        {"canned": opened},
         env.tasks[:1],
         RunFolder(tmp_path, {}),
         seed=0,
@@ -157,7 +164,7 @@ def test_records_say_what_went_wrong_and_what_it_cost(tmp_path: Path, env: Dialo
     )
     (record,) = records(tmp_path)
     assert (record["key"], record["reward"]) == ("canned/builtin-val-000000/0", 0.0)
-    assert (record["malformed"], record["tool_errors"]) == (1, 1)
+    assert (record["malformed"], record["tool_errors"]) == ({"wrong keys": 1}, 1)
     assert (record["progress"], record["goals_met"], record["goals_total"]) == (0.0, [], 2)
     words = sum(len(text.split()) for text in texts[: record["steps"]])
     assert record["usage"]["agent"]["completion"] == words
@@ -171,7 +178,11 @@ def test_records_say_what_went_wrong_and_what_it_cost(tmp_path: Path, env: Dialo
     (table,) = tables(comparison)
     cells = {name: cell for name, cell in table.rows}
     assert (cells["Messages: malformed"], cells["Messages: tool error"]) == ("1", "1")
-    assert int(cells["Tokens of the agent"].replace(",", "")) > words
+    assert cells["Malformed: wrong keys"] == "1" and "Malformed: empty" not in cells
+    assert cells["Agent: calls"] == str(len(written)) and "User: calls" not in cells
+    assert int(cells["Agent: tokens written"].replace(",", "")) == words
+    assert int(cells["Agent: tokens read"].replace(",", "")) > words
+    assert cells["Agent: US dollars billed"] == "0.0000"
 
 
 def test_the_comparison_pairs_tasks_and_trials_in_whatever_order_they_ended() -> None:
@@ -185,11 +196,11 @@ def test_the_comparison_pairs_tasks_and_trials_in_whatever_order_they_ended() ->
             "outcome": "success" if reward == "1" else "failure",
             "progress": 0.5 + 0.5 * float(reward),
             "steps": 1,
-            "malformed": 0,
+            "malformed": {},
             "tool_errors": 0,
             "faults": {},
             "passes_idle": task == 1,
-            "usage": {"agent": {"prompt": 1, "completion": 1}, "user": NOTHING},
+            **usages_to_json({"agent": Usage(1, 1), "user": Usage()}),
         }
         for model, tasks in rewards.items()
         for task, trials in enumerate(tasks)
@@ -244,9 +255,10 @@ def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that looks like an adapter's; it plays as the expert does, its base at random."""
 
     @contextmanager
-    def opened(options: AgentOptions, domain: Domain) -> Iterator[AgentFactory]:
-        with (at_random if options.model == "bundled-base" else expert)(domain) as make_agent:
-            yield make_agent
+    def opened(
+        options: AgentOptions, domain: Domain, journal: object = None
+    ) -> Iterator[AgentFactory]:
+        yield ExpertAgent if options.model != "bundled-base" else at_random(domain)
 
     monkeypatch.setattr(AgentOptions, "open", opened)
     folder = tmp_path / "adapter"
@@ -275,7 +287,7 @@ def test_a_model_that_fails_ends_it_and_what_is_finished_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = ["Hello there."] * 30
-    monkeypatch.setattr(AgentOptions, "open", lambda options, domain: canned(texts))
+    monkeypatch.setattr(AgentOptions, "open", lambda options, domain, journal=None: canned(texts))
     args = ["evaluate", "--model", "bundled-base", "--tasks", "12", "--run", str(tmp_path)]
     args += ["--episodes-at-once", "1"]
     assert main(args) == 1
@@ -307,7 +319,7 @@ def test_an_interrupt_keeps_what_is_finished(
 
     agent = ToolCallingAgent(CannedBackend(script), "be kind")
     monkeypatch.setattr(
-        AgentOptions, "open", lambda options, domain: nullcontext(lambda task: agent)
+        AgentOptions, "open", lambda options, domain, journal=None: nullcontext(lambda task: agent)
     )
     args = ["evaluate", "--model", "bundled-base", "--run", str(tmp_path), "--tasks", "12"]
     assert main([*args, "--episodes-at-once", "1"]) == 130
@@ -326,7 +338,7 @@ def test_the_live_line_counts_each_model() -> None:
         "goals_met": [0],
         "goals_total": 1,
         "steps": 3,
-        "usage": {"agent": {"prompt": 2000, "completion": 500}},
+        **usages_to_json({"agent": Usage(2000, 500)}),
     }
     with Progress(
         Console(file=screen, force_terminal=True, highlight=False, width=120)

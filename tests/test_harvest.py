@@ -143,6 +143,12 @@ def count(path: Path) -> dict[str, Any]:
     records = list(read_jsonl(path / "trees.jsonl"))
     met = sum(len(record["goals_met"]) for record in records)
     total = sum(len(record["goals"]) for record in records)
+    nodes = [node for record in records for node in record["nodes"]]
+    leaves = sum(len({*range(len(r["nodes"]))} - {n["parent"] for n in r["nodes"]}) for r in records)
+    malformed: Counter[str] = Counter()
+    for node in nodes:
+        for message in node["messages"]:
+            malformed.update([message["mistake"]] * node["visits"] if "mistake" in message else [])
     return {
         "tasks": len(records),
         "finished": len(records),
@@ -153,12 +159,20 @@ def count(path: Path) -> dict[str, Any]:
         "goals_total": total,
         "progress": met / total,
         "leaves": sum(len(record["nodes"]) - 1 for record in records),
-        "usage": {
-            role: {
-                kind: sum(record["usage"][role][kind] for record in records)
-                for kind in ("prompt", "completion")
+        "malformed": malformed,
+        "dialogues": leaves,
+        "user_fault": 0,
+        "user_fault_rate": 0.0,
+        "user_fault_kinds": {},
+        **{
+            part: {
+                role: {
+                    kind: sum(record[part][role][kind] for record in records)
+                    for kind in records[0][part][role]
+                }
+                for role in ("agent", "user")
             }
-            for role in ("agent", "user")
+            for part in ("usage", "ledger")
         },
     }
 

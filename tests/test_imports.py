@@ -27,7 +27,7 @@ nothing imports it. Who plays the customer at the command line talks to one of t
 
 HEAVY = (
     *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "gguf"),
-    *("ray", "openai", "tenacity", "litellm"),
+    *("ray", "openai", "tenacity", "litellm", "xgrammar", "jinja2"),
 )
 
 

@@ -257,7 +257,8 @@ def build(key: str, opening: str, solved: bool, drawn: Sequence[Sketch]) -> dict
 
 def node(id: int, parent: int | None, messages: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "id": id, "parent": parent, "messages": messages, "successful": False, "golden": False
+        "id": id, "parent": parent, "messages": messages, "outcome": None, "successful": False,
+        "golden": False,
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import json
 import math
 from typing import Any, NoReturn
 
-from toolwoz_gym.types import Message, ToolCall
+from toolwoz_gym.types import Message, Mistake, ToolCall
 
 MAX_CHARS = 16_384
 """Longest action that is read. Longer ones are answered by an error observation."""
@@ -19,7 +19,10 @@ MAX_CHARS = 16_384
 MAX_DEPTH = 16
 """Deepest nesting of arguments that is read."""
 
-_FORM = '{"name": "<tool>", "arguments": {...}}'
+CALL_FORM = '{"name": "<tool>", "arguments": {...}}'
+"""What a tool call looks like, for error messages."""
+
+_IS = f"a tool call is {CALL_FORM}"
 
 
 def parse_action(text: str) -> Message:
@@ -29,26 +32,32 @@ def parse_action(text: str) -> Message:
     with it, and the dialogue answers it with an error observation.
     """
     if len(text) > MAX_CHARS:
-        return _mistake(
-            text, f"the message has {len(text)} characters; at most {MAX_CHARS} are read"
+        return mistake(
+            "too long",
+            text,
+            f"the message has {len(text)} characters; at most {MAX_CHARS} are read",
         )
     if not text.strip():
-        return _mistake(text, "the message is empty")
+        return mistake("empty", text, f"the message is empty; {_IS}")
     if not text.lstrip().startswith("{"):
         return Message("assistant", text.strip())
     try:
         value = _DECODER.decode(text)
     except RecursionError:
-        return _mistake(text, "the JSON is nested too deeply")
+        return mistake("nested too deeply", text, f"the JSON is nested too deeply; {_IS}")
     except ValueError as error:
-        return _mistake(text, f"not valid JSON ({error}); a tool call is {_FORM}")
+        return mistake("not JSON", text, f"not valid JSON ({error}); {_IS}")
     if set(value) != {"name", "arguments"}:
-        return _mistake(text, f"a tool call has exactly the keys name and arguments: {_FORM}")
+        return mistake(
+            "wrong keys", text, f"a tool call has exactly the keys name and arguments: {CALL_FORM}"
+        )
     name, arguments = value["name"], value["arguments"]
     if not isinstance(name, str) or not isinstance(arguments, dict):
-        return _mistake(text, f"name is a string and arguments an object: {_FORM}")
+        return mistake(
+            "wrong types", text, f"name is a string and arguments an object: {CALL_FORM}"
+        )
     if _depth(arguments) > MAX_DEPTH:
-        return _mistake(text, "the arguments are nested too deeply")
+        return mistake("nested too deeply", text, f"the arguments are nested too deeply; {_IS}")
     return Message("assistant", call=ToolCall(name, arguments))
 
 
@@ -62,8 +71,15 @@ def format_action(message: Message) -> str:
     return message.content if message.call is None else format_call(message.call)
 
 
-def _mistake(text: str, error: str) -> Message:
-    return Message("assistant", text, error=error)
+def mistake(kind: Mistake, text: str, error: str) -> Message:
+    """Return a message that is no action.
+
+    Args:
+        kind: Of which kind the mistake is.
+        text: What was written.
+        error: What is wrong with it, and how an action is written: the model is shown this.
+    """
+    return Message("assistant", text, error=error, mistake=kind)
 
 
 def _refuse_constant(name: str) -> NoReturn:

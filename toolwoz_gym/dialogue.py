@@ -7,6 +7,8 @@ branch that is pruned in between costs no customer.
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, replace
 
 from toolwoz_gym.types import (
@@ -19,6 +21,9 @@ from toolwoz_gym.types import (
     UserFault,
     UserSimulator,
 )
+
+_NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
+"""Where a text that was to be a call names its tool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Dialogue:
         """
         world, answer = episode.world, None
         if message.error is not None:
-            answer = Message("tool", f"Error: {message.error}")
+            answer = Message("tool", f"Error: {message.error}{self._schema(message.content)}")
         elif message.call is not None:
             try:
                 world, text = self.domain.call(episode.task, world, message.call)
@@ -69,7 +74,7 @@ class Dialogue:
         try:
             answer = self.user.reply(episode.task, heard, seed=episode.seed)
         except UserFault as fault:
-            silence = Message("user", f"({fault})")
+            silence = Message("user", f"({fault})", error=fault.kind, usage=fault.usage)
             return replace(
                 episode, messages=(*episode.messages, silence), outcome="user_fault", reward=0.0
             )
@@ -85,6 +90,15 @@ class Dialogue:
     def goals_met(self, episode: Episode) -> frozenset[int]:
         """Return the indices of the goals that are met so far."""
         return self.domain.goals_met(episode.task, episode.world)
+
+    def _schema(self, written: str) -> str:
+        """Say what the tool takes that is named in a text that is no action; "" if none is."""
+        named = _NAME.search(written)
+        for tool in self.domain.tools:
+            if named and tool.name == named[1]:
+                schema = {"properties": tool.parameters, "required": tool.required}
+                return f"; {tool.name} takes {json.dumps(schema, ensure_ascii=False)}"
+        return ""
 
     def _limited(self, episode: Episode) -> Episode:
         if episode.steps < self.max_steps:

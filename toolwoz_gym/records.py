@@ -86,17 +86,38 @@ class RunFolder:
         return log
 
 
+def read_config(run: Path) -> dict[str, Any]:
+    """Return what the ``config.json`` of a run says.
+
+    Raises:
+        UsageError: There is none, or it cannot be read.
+    """
+    try:
+        config = json.loads((run / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"there is no run in {run}: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
+        raise UsageError(f"the config.json in {run} is not that of a run")
+    return config
+
+
 class Log:
     """A ``.jsonl`` file that grows by whole records. Appending is safe from many threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, sync: bool = True) -> None:
         """Open the file and cut off a last line that was torn by a kill.
+
+        Args:
+            path: The file; made when missing.
+            sync: See each record to the disk. If not, a crash of the machine can lose the last;
+                one of the process cannot.
 
         Raises:
             UsageError: It cannot be written, or another process has it open: two would do
                 everything twice.
         """
         self.path = path
+        self._sync = sync
         self._lock = threading.Lock()
         try:
             # Without a buffer: what a full disk has refused is not tried again behind our back.
@@ -114,8 +135,11 @@ class Log:
             self._file.close()
             raise cannot_write(path, error) from None
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Write one record and see it to the disk before returning.
+    def append(self, record: Mapping[str, Any]) -> int:
+        """Write one record and, unless told otherwise, see it to the disk before returning.
+
+        Returns:
+            Where in the file it begins.
 
         Raises:
             UsageError: It cannot be written. The file is as it was before, as far as the disk
@@ -127,12 +151,14 @@ class Log:
                 written = 0
                 while written < len(line):  # a disk that fills up takes a part
                     written += self._file.write(line[written:])
-                os.fsync(self._file.fileno())
+                if self._sync:
+                    os.fsync(self._file.fileno())
             except OSError as error:
                 with suppress(OSError):
                     self._file.truncate(self._end)
                 raise cannot_write(self.path, error) from None
             self._end += len(line)
+            return self._end - len(line)
 
     def close(self) -> None:
         """Close the file."""
@@ -202,7 +228,7 @@ def message_to_json(message: Message) -> dict[str, Any]:
         data["content"] = message.content
     if message.call is not None:
         data["call"] = {"name": message.call.name, "arguments": dict(message.call.arguments)}
-    for name in ("name", "error", "raw", "logprob"):
+    for name in ("name", "error", "mistake", "raw", "logprob"):
         if (value := getattr(message, name)) is not None:
             data[name] = value
     if message.usage is not None:
@@ -225,9 +251,33 @@ def usage_of(messages: Iterable[Message], role: Role) -> Usage:
     return sum((m.usage for m in messages if m.role == role and m.usage), Usage())
 
 
-def usage_to_json(usage: Usage) -> dict[str, int]:
-    """Return a usage as JSON data."""
+def usage_to_json(usage: Usage) -> dict[str, int | None]:
+    """Return what a usage says of tokens, as JSON data: the same in equal runs."""
     return {"prompt": usage.prompt, "completion": usage.completion}
+
+
+def ledger_to_json(usage: Usage) -> dict[str, int | float | None]:
+    """Return all else of a usage, as JSON data: it differs from one run to the next."""
+    return {
+        "cached": usage.cached,
+        "calls": usage.calls,
+        "retries": usage.retries,
+        "seconds": round(usage.seconds, 3),
+        "usd": None if usage.usd is None else round(usage.usd, 9),
+    }
+
+
+def usages_to_json(usages: Mapping[str, Usage]) -> dict[str, Any]:
+    """Return the usages of roles as two entries of a record, ``usage`` and ``ledger``."""
+    return {
+        "usage": {role: usage_to_json(usage) for role, usage in usages.items()},
+        "ledger": {role: ledger_to_json(usage) for role, usage in usages.items()},
+    }
+
+
+def usages_from_json(record: Mapping[str, Any]) -> dict[str, Usage]:
+    """Return the usages that :func:`usages_to_json` put into a record, by role."""
+    return {role: Usage(**u, **record["ledger"][role]) for role, u in record["usage"].items()}
 
 
 class replacing:

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 
 Outcome: TypeAlias = Literal["success", "failure", "truncated", "user_fault"]
 
+Mistake: TypeAlias = Literal[
+    "empty", "too long", "not JSON", "nested too deeply", "wrong keys", "wrong types", "no action"
+]
+"""Why a message is no action. ``wrong keys``, ``wrong types``: it is a JSON object, but no tool
+call; ``no action``: it is words where its agent has to write a call."""
+
 World: TypeAlias = Any
 """What tool calls change during one dialogue: an immutable value, private to its domain."""
+
+N = TypeVar("N", int, float)
 
 END_CONVERSATION = "END_CONVERSATION"
 """The word with which a customer ends the dialogue."""
@@ -31,6 +39,18 @@ class AgentFailure(Exception):
 
 class UserFault(Exception):
     """A customer that cannot go on as it should: the episode ends as ``user_fault``."""
+
+    def __init__(self, reason: str, *, kind: str = "other", usage: Usage | None = None) -> None:
+        """Say what is wrong.
+
+        Args:
+            reason: What the customer did, for people to read.
+            kind: In a few words, by which summaries count.
+            usage: What a language model spent on it.
+        """
+        super().__init__(reason)
+        self.kind = kind
+        self.usage = usage
 
 
 class UsageError(Exception):
@@ -49,16 +69,61 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that a language model read and wrote."""
+    """What calls of a language model read, wrote and took. None: that is not known.
 
-    prompt: int = 0
+    Two are equal if they read and wrote as much: all else differs from one run to the next.
+    """
+
+    prompt: int | None = 0
     """Tokens read, whether computed anew or taken from a cache."""
-    completion: int = 0
+    completion: int | None = 0
     """Tokens written."""
+    cached: int | None = field(default=0, compare=False)
+    """Tokens read that were taken from a cache."""
+    calls: int = field(default=0, compare=False)
+    """Completions that were asked for and came."""
+    retries: int = field(default=0, compare=False)
+    """How often one was asked for again."""
+    seconds: float = field(default=0.0, compare=False)
+    """From asking to the answer, waits included. Calls that overlap count each."""
+    usd: float | None = field(default=0.0, compare=False)
+    """US dollars that a service bills; 0.0 where nobody does, as for a model in process."""
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens read and written."""
+        return _plus(self.prompt, self.completion)
 
     def __add__(self, other: Usage) -> Usage:
-        """Return the sum of two usages, field by field."""
-        return Usage(self.prompt + other.prompt, self.completion + other.completion)
+        """Return the sum of two usages, field by field: what one does not know is unknown."""
+        return Usage(
+            _plus(self.prompt, other.prompt),
+            _plus(self.completion, other.completion),
+            _plus(self.cached, other.cached),
+            self.calls + other.calls,
+            self.retries + other.retries,
+            self.seconds + other.seconds,
+            _plus(self.usd, other.usd),
+        )
+
+    def __str__(self) -> str:
+        """Say it in a line, for people."""
+        cached = "" if self.cached == 0 else f" ({_known(self.cached)} from a cache)"
+        retries = f", {self.retries:,} retries" if self.retries else ""
+        cost = "price unknown" if self.usd is None else f"{self.usd:,.4f} US dollars"
+        return (
+            f"{_known(self.prompt)} tokens read{cached}, {_known(self.completion)} written, "
+            f"{self.calls:,} calls{retries}, {self.seconds:,.1f} s in calls, "
+            f"{'nothing billed' if self.usd == 0 else cost}"
+        )
+
+
+def _plus(a: N | None, b: N | None) -> N | None:
+    return None if a is None or b is None else a + b
+
+
+def _known(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +139,10 @@ class Message:
     name: str | None = None
     """The tool that answered (``tool`` messages only; None when no tool was reached)."""
     error: str | None = None
-    """Why an assistant message is no action at all (``content`` is then what was written)."""
+    """Why an assistant message is no action at all (``content`` is then what was written); in the
+    last message of an episode that ends as ``user_fault``, the kind of fault."""
+    mistake: Mistake | None = None
+    """Of which kind the ``error`` of an assistant message is."""
     raw: str | None = None
     """What the policy wrote, thoughts included: what training trains on. None: just the action."""
     usage: Usage | None = field(default=None, compare=False)

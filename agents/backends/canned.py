@@ -1,12 +1,13 @@
-"""A fake language model, for tests: what it writes is given beforehand."""
+"""Language models that need none: what they write is given beforehand, or was once recorded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from threading import Lock
 
-from agents.base import BackendError, ChatMessage, Completion, Sampling
-from toolwoz_gym.types import Usage
+from agents.backends.journal import Recording, call_key
+from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
+from toolwoz_gym.types import ToolSpec, Usage
 
 
 class CannedBackend:
@@ -20,9 +21,11 @@ class CannedBackend:
         Args:
             script: A function of prompt and sampling, or texts to write one after the other.
         """
-        self._write = script if callable(script) else _Replay(script)
+        self._write = script if callable(script) else _InOrder(script)
 
-    def complete(self, prompt: Sequence[ChatMessage], sampling: Sampling) -> Completion:
+    def complete(
+        self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec] = ()
+    ) -> Completion:
         """Write the next message of a chat.
 
         Raises:
@@ -30,10 +33,40 @@ class CannedBackend:
         """
         text = self._write(prompt, sampling)
         words = sum(len(message["content"].split()) for message in prompt)
-        return Completion(text, Usage(words, len(text.split())), "stop")
+        return Completion(text, Usage(words, len(text.split()), calls=1), "stop")
 
 
-class _Replay:
+class ReplayBackend:
+    """Writes what a model wrote in a recorded run, tokens and time as they were then."""
+
+    def __init__(self, recording: Recording, model: str) -> None:
+        """Replay a model.
+
+        Args:
+            recording: What was written in the run.
+            model: The model's name there.
+        """
+        self._recording = recording
+        self._model = model
+
+    def complete(
+        self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec] = ()
+    ) -> Completion:
+        """Write the next message of a chat.
+
+        Raises:
+            RunStopped: The recorded run has made no such call.
+        """
+        found = self._recording.find(call_key(self._model, prompt, sampling, tools))
+        if found is None:
+            raise RunStopped(
+                f"{self._recording.path} has no answer of {self._model} to this call: the run was "
+                "made with other options, fewer tasks, or another version"
+            )
+        return found
+
+
+class _InOrder:
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = iter(texts)
         self._lock = Lock()

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from threading import BoundedSemaphore, Event, Lock
 from typing import Any, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
@@ -30,8 +30,8 @@ from agents.backends.retry import (
 )
 from agents.backends.spending import Budget, Price, prices
 from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
-from toolwoz_gym.actions import parse_action
-from toolwoz_gym.types import ToolCall, ToolSpec, Usage, UsageError
+from agents.tool_formats import encodable, in_protocol, native_chat, tool_schema
+from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
 OPENAI = "https://api.openai.com/v1"
 """The address of OpenAI's own service."""
@@ -95,21 +95,6 @@ class _Answer(BaseModel):
     usage: _Usage | None = None
 
 
-@dataclass(slots=True)
-class Stats:
-    """What a backend has done so far."""
-
-    calls: int = 0
-    """Completions that were answered."""
-    retries: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    """Tokens of prompts that the server had in its cache."""
-    completion_tokens: int = 0
-    seconds: float = 0.0
-    """Time from request to answer, summed over the calls, which overlap. Waits are not in it."""
-
-
 class _Options(TypedDict, total=False):
     """Arguments of :class:`OpenAIBackend` that each way to reach a model shares."""
 
@@ -159,7 +144,8 @@ class OpenAIBackend:
                 f"the price of {model!r} is unknown, so dollars cannot be limited: limit tokens, "
                 "or add its price to agents/prices.toml"
             )
-        self.stats = Stats()
+        self.usage = Usage()
+        """Of all calls so far; its retries are also those of calls that failed in the end."""
         self._send = send
         self._model = model
         self._name = f"{model} at {place}" if place else model
@@ -261,7 +247,7 @@ class OpenAIBackend:
         Args:
             prompt: The chat. With ``tools``, actions of the assistant that are tool calls are shown
                 to the model as such, and ``tool`` messages after them as their answers.
-            sampling: How it is drawn.
+            sampling: How it is drawn. A grammar is sent to the server, which has to keep to it.
             tools: Tools that the model may call in its own format. A call comes back as the action
                 that makes it. None: the model sees no tools but those that the prompt tells of.
 
@@ -270,16 +256,21 @@ class OpenAIBackend:
                 the budget is spent (:class:`~agents.backends.spending.BudgetSpent`).
             BackendError: There is no answer to be had.
         """
+        began = time.perf_counter()
         request = self._request(prompt, sampling, tools)
         retrying = self._patience.retrying(self._closing, self._count_retry)
         try:
-            return retrying(self._ask, request)
+            answer: Completion = retrying(self._ask, request)
         except FAILED as error:
             tries = retrying.statistics["attempt_number"]
             often = f" ({tries} tries)" if tries > 1 else ""
             kind = RunStopped if concerns_all(error) else BackendError
             # Not chained: the server's words can repeat the key.
             raise kind(_without_keys(f"{self._name}: {describe(error)}{often}")) from None
+        call = Usage(calls=1, seconds=time.perf_counter() - began)
+        self._count(answer.usage + call)
+        retries = Usage(retries=retrying.statistics["attempt_number"] - 1)
+        return replace(answer, usage=answer.usage + call + retries)
 
     def close(self) -> None:
         """Break off waiting calls, and take no more."""
@@ -298,19 +289,24 @@ class OpenAIBackend:
         self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec]
     ) -> dict[str, Any]:
         """Return the parameters of a request."""
+        chat = [_plain(message) for message in prompt]
         request: dict[str, Any] = {
             "model": self._model,
-            "messages": _native(prompt) if tools else [_plain(message) for message in prompt],
+            "messages": [in_protocol(message) for message in native_chat(chat)] if tools else chat,
             "temperature": sampling.temperature,
             "max_tokens": sampling.max_tokens,
             "seed": sampling.seed % _SEEDS,
         }
         if tools:
-            request["tools"] = [_schema(tool) for tool in tools]
+            request["tools"] = [tool_schema(tool) for tool in tools]
             request["parallel_tool_calls"] = False
         if self._logprobs and sampling.temperature == 1.0:
             # llama.cpp sends the twenty likeliest tokens for each unless told otherwise.
             request |= {"logprobs": True, "top_logprobs": 1}
+        if sampling.grammar is not None:
+            # vLLM's parameter and llama.cpp's: each server ignores the other's.
+            form = {"grammar": sampling.grammar}
+            request["extra_body"] = {"structured_outputs": form, **form}
         return request
 
     def _ask(self, request: Mapping[str, Any]) -> Completion:
@@ -321,7 +317,6 @@ class OpenAIBackend:
                 if self._closing.is_set():
                     raise BackendError("the backend is closed")
                 self._budget.check()
-                began = time.perf_counter()
                 try:
                     answer = self._send(**sent)
                 except APIStatusError as error:
@@ -332,7 +327,7 @@ class OpenAIBackend:
                         raise
                     self._refused.add(refused)
                 else:
-                    return self._read(answer, time.perf_counter() - began)
+                    return self._read(answer)
 
     def _accepted(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return a request without what the server is known to refuse.
@@ -345,101 +340,32 @@ class OpenAIBackend:
             sent["max_completion_tokens"] = request["max_tokens"]
         return sent
 
-    def _read(self, answer: object, seconds: float) -> Completion:
-        """Read an answer, and count what it cost."""
+    def _read(self, answer: object) -> Completion:
+        """Read an answer, and charge what it cost."""
         read = _Answer.model_validate(answer, from_attributes=True)
-        choice = read.choices[0]
+        choice, said = read.choices[0], read.usage or _Usage()
+        details = said.prompt_tokens_details or _PromptDetails()
+        tokens = Usage(said.prompt_tokens, said.completion_tokens, details.cached_tokens)
+        usage = replace(tokens, usd=None if self._price is None else self._price.cost(tokens))
+        self._budget.charge(usage)
         return Completion(
             _action(choice.message),
-            self._count(read.usage, seconds),
+            usage,
             "length" if choice.finish_reason == "length" else "stop",
             _logprob(choice),
         )
 
-    def _count(self, usage: _Usage | None, seconds: float) -> Usage:
-        """Count what an answer cost.
-
-        Raises:
-            BackendError: The server does not say.
-        """
-        if usage is None or usage.prompt_tokens is None or usage.completion_tokens is None:
-            raise BackendError(
-                f"{self._name}: the server does not say how many tokens it used, and unknown is "
-                "not zero"
-            )
-        read, written = usage.prompt_tokens, usage.completion_tokens
-        details = usage.prompt_tokens_details
-        cached = (details and details.cached_tokens) or 0
-        cost = None if self._price is None else self._price.cost(read, cached, written)
-        self._budget.charge(read + written, cost)
+    def _count(self, usage: Usage) -> None:
         with self._counting:
-            self.stats.calls += 1
-            self.stats.prompt_tokens += read
-            self.stats.cached_tokens += cached
-            self.stats.completion_tokens += written
-            self.stats.seconds += seconds
-        return Usage(read, written)
+            self.usage += usage
 
     def _count_retry(self, state: RetryCallState) -> None:
-        with self._counting:
-            self.stats.retries += 1
+        self._count(Usage(retries=1))
 
 
-def _schema(tool: ToolSpec) -> dict[str, Any]:
-    """Write a tool as the protocol does."""
-    parameters = {
-        "type": "object",
-        "properties": dict(tool.parameters),
-        "required": list(tool.required),
-    }
-    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
-    return {"type": "function", "function": function}
-
-
-def _plain(message: ChatMessage) -> dict[str, Any]:
+def _plain(message: ChatMessage) -> ChatMessage:
     """Write a message as text."""
-    return {"role": message["role"], "content": _sendable(message["content"])}
-
-
-def _sendable(text: str) -> str:
-    """Put "?" for halves of surrogate pairs: no server can be sent them."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _native(prompt: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Write a chat with its tool calls in the protocol's form.
-
-    Services refuse a call without an answer and an answer without a call. So a call is one only if
-    a ``tool`` message follows, and a ``tool`` message after anything else is shown as the user's.
-    """
-    return [_native_message(prompt, position) for position in range(len(prompt))]
-
-
-def _native_message(prompt: Sequence[ChatMessage], position: int) -> dict[str, Any]:
-    plain = _plain(prompt[position])
-    call = _answered_call(prompt, position)
-    if call is not None:
-        function = {"name": _sendable(call.name), "arguments": json.dumps(call.arguments)}
-        made = {"id": _call_id(position), "type": "function", "function": function}
-        return {"role": "assistant", "content": None, "tool_calls": [made]}
-    if plain["role"] != "tool":
-        return plain
-    if _answered_call(prompt, position - 1) is None:
-        return {**plain, "role": "user"}
-    return {**plain, "tool_call_id": _call_id(position - 1)}
-
-
-def _answered_call(prompt: Sequence[ChatMessage], position: int) -> ToolCall | None:
-    """Return the tool call that a message makes, if the next one answers it."""
-    if not 0 <= position < len(prompt) - 1 or prompt[position + 1]["role"] != "tool":
-        return None
-    message = prompt[position]
-    return parse_action(message["content"]).call if message["role"] == "assistant" else None
-
-
-def _call_id(position: int) -> str:
-    """Name the call at a position of a chat: nine letters and digits, as Mistral wants it."""
-    return f"call{position:05}"
+    return {"role": message["role"], "content": encodable(message["content"])}
 
 
 def _action(message: _Message) -> str:
@@ -458,7 +384,7 @@ def _logprob(choice: _Choice) -> float | None:
     """Return the log-probability of all tokens that the server lists; None if it lists none."""
     if choice.logprobs is None or not choice.logprobs.content:
         return None
-    return sum(token.logprob for token in choice.logprobs.content)
+    return round(sum(token.logprob for token in choice.logprobs.content), 6)
 
 
 def _without_keys(text: str) -> str:

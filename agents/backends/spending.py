@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 
 from agents.base import RunStopped
+from toolwoz_gym.types import Usage
 
 _PRICES = Path(__file__).resolve().parents[1] / "prices.toml"
 
@@ -31,16 +32,16 @@ class Price:
     source: str
     """Address of the page that says so."""
 
-    def cost(self, prompt: int, cached: int, completion: int) -> float:
-        """Return what a call costs, in US dollars.
+    def cost(self, usage: Usage) -> float | None:
+        """Return what a call costs, in US dollars; None if its tokens are not known.
 
-        Args:
-            prompt: Tokens read, those from the cache among them.
-            cached: Tokens read from the cache.
-            completion: Tokens written.
+        Where it is not known what came from the cache, nothing did: it costs no more than that.
         """
-        read = (prompt - cached) * self.input + cached * self.cached_input
-        return (read + completion * self.output) / 1e6
+        if usage.prompt is None or usage.completion is None:
+            return None
+        cached = usage.cached or 0
+        read = (usage.prompt - cached) * self.input + cached * self.cached_input
+        return (read + usage.completion * self.output) / 1e6
 
 
 @cache
@@ -62,23 +63,18 @@ class Budget:
         *,
         max_usd: float | None = None,
         max_tokens: int | None = None,
-        spent_usd: float | None = 0.0,
-        spent_tokens: int = 0,
+        spent: Usage | None = None,
     ) -> None:
         """Open a budget.
 
         Args:
             max_usd: Most US dollars; None: no limit.
             max_tokens: Most tokens, read and written together; None: no limit.
-            spent_usd: What the run's earlier sessions have spent; None: that is not known.
-            spent_tokens: The tokens of earlier sessions.
+            spent: What the run's earlier sessions have spent.
         """
         self.max_usd = max_usd
         self.max_tokens = max_tokens
-        self.usd = spent_usd
-        """US dollars spent; None once a call was made whose price is unknown."""
-        self.tokens = spent_tokens
-        """Tokens read and written."""
+        self.spent = spent or Usage()
         self._lock = Lock()
 
     def check(self) -> None:
@@ -87,26 +83,25 @@ class Budget:
         Raises:
             BudgetSpent: It is.
         """
-        with self._lock:
-            if self.max_usd is not None and (self.usd is None or self.usd >= self.max_usd):
-                spent = "an unknown part" if self.usd is None else f"{self.usd:.4f}"
-                raise BudgetSpent(
-                    f"the spending limit is reached ({spent} of {self.max_usd:g} US dollars); "
-                    "raise it to go on"
-                )
-            if self.max_tokens is not None and self.tokens >= self.max_tokens:
-                raise BudgetSpent(
-                    f"the token limit is reached ({self.tokens:,} of {self.max_tokens:,} tokens); "
-                    "raise it to go on"
-                )
+        usd, tokens = self.spent.usd, self.spent.tokens
+        if self.max_usd is not None and (usd is None or usd >= self.max_usd):
+            part = "an unknown part" if usd is None else f"{usd:.4f}"
+            raise BudgetSpent(
+                f"the spending limit is reached ({part} of {self.max_usd:g} US dollars); "
+                "raise it to go on"
+            )
+        if self.max_tokens is not None and tokens is None:
+            raise BudgetSpent(
+                "tokens cannot be limited: a server does not say how many it used; leave out the "
+                "limit to go on"
+            )
+        if self.max_tokens is not None and tokens is not None and tokens >= self.max_tokens:
+            raise BudgetSpent(
+                f"the token limit is reached ({tokens:,} of {self.max_tokens:,} tokens); "
+                "raise it to go on"
+            )
 
-    def charge(self, tokens: int, usd: float | None) -> None:
-        """Count an answered call.
-
-        Args:
-            tokens: Tokens read and written.
-            usd: What it cost; None: its price is unknown.
-        """
+    def charge(self, usage: Usage) -> None:
+        """Count an answered call."""
         with self._lock:
-            self.tokens += tokens
-            self.usd = None if self.usd is None or usd is None else self.usd + usd
+            self.spent += usage

@@ -34,10 +34,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.utils import logging as transformers_logging
 
+from agents.backends.chat_tokens import ChatTokens
+from agents.backends.grammar import Grammars, mask
 from agents.backends.prefix_store import Ints, KeyValues, PrefixStore, common_length
 from agents.base import BackendError, ChatMessage, Completion, Sampling
 from agents.models import load_model, load_tokenizer, pick_device, pick_dtype, resolve
-from toolwoz_gym.types import Usage, UsageError
+from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +53,10 @@ _GREEDY = 1e-5
 
 _GROUPED = "grouped"
 """The name of our attention."""
+
+_ROWS, _COLUMNS = 16, 64
+"""Where results must be exact, matrices have a multiple of so many rows, and attention goes to a
+multiple of so many columns: what is left over is computed in another order."""
 
 
 @dataclass(slots=True)
@@ -101,6 +107,10 @@ class _Call:
     written: list[int] = field(default_factory=list)
     logprob: float = 0.0
     """Natural logarithm of the probability of what is written."""
+    cached: int = 0
+    """Tokens of the prompt that the store held already."""
+    matcher: Any = None
+    """What knows which tokens the grammar allows next; None: any."""
     luck: Random = field(init=False)
     """One number per token: it depends on the seed and the position, never on the company."""
 
@@ -130,6 +140,7 @@ class TransformersBackend:
         *,
         max_batch: int = 16,
         cache_bytes: int = 2 << 30,
+        exact: bool = False,
     ) -> None:
         """Serve a model.
 
@@ -140,6 +151,9 @@ class TransformersBackend:
             cache_bytes: What the store of keys and values may take. Calls in flight work on copies,
                 which can need as much as ``max_batch`` prompts more. No prompt can be longer than
                 what fits into the store.
+            exact: A call's result is the same to the last bit, whatever company it has and whatever
+                is in the store: no columns are shared, and matrices are filled up. Shown for
+                float32 on the CPU only (docs/reproducibility.md).
 
         Raises:
             UsageError: The model's attention is of another kind.
@@ -157,11 +171,11 @@ class TransformersBackend:
             )
         self.stats = Stats()
         self._model = model
-        self._tokenizer = tokenizer
-        self._tokenizing = Lock()  # tokenizers are not made for several threads at once
+        self._tokens = ChatTokens(tokenizer)
         self._max_batch = max_batch
         ends = model.generation_config.eos_token_id
         self._stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        self._grammars = Grammars(tokenizer, model.config.vocab_size, self._stops - {None})
 
         model.set_attn_implementation(_GROUPED)
         sample = _cells_of_a_token(model)
@@ -170,7 +184,7 @@ class TransformersBackend:
         self.context = min(longest, self._store.capacity)
         """Most tokens of a prompt and its completion together."""
 
-        self._board = _Board(self._store)
+        self._board = _Board(self._store, exact=exact)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="transformers-backend")
         self._lock = Lock()
         self._waiting: deque[_Call] = deque()
@@ -178,7 +192,9 @@ class TransformersBackend:
         self._closed = False
 
     @classmethod
-    def load(cls, name: str, device: str = "auto", dtype: str = "auto") -> Self:
+    def load(
+        cls, name: str, device: str = "auto", dtype: str = "auto", *, exact: bool = False
+    ) -> Self:
         """Load a model by name: see :func:`agents.models.resolve`.
 
         Args:
@@ -187,6 +203,7 @@ class TransformersBackend:
             dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. Half precision is quicker,
                 but rounds so coarsely that samples depend on the company that a call has; in
                 ``float32`` equal seeds give equal texts, but for a token in ten thousand or so.
+            exact: See above.
 
         Raises:
             UsageError: There is no such model, device or data type.
@@ -195,34 +212,47 @@ class TransformersBackend:
         source, place = resolve(name), pick_device(device)
         tokenizer = load_tokenizer(source)
         model = load_model(source, device=place, dtype=pick_dtype(dtype, place))
-        return cls(model, tokenizer)
+        return cls(model, tokenizer, exact=exact)
 
-    def complete(self, prompt: Sequence[ChatMessage], sampling: Sampling) -> Completion:
+    def complete(
+        self,
+        prompt: Sequence[ChatMessage],
+        sampling: Sampling,
+        tools: Sequence[ToolSpec] = (),
+    ) -> Completion:
         """Write the next message of a chat.
 
+        Args:
+            prompt: The chat. With ``tools``, actions of the assistant that are tool calls are shown
+                to the model as such, and ``tool`` messages after them as their answers.
+            sampling: How it is drawn. A grammar needs xgrammar.
+            tools: Tools that the model may call in its own format, if its chat template has one:
+                see :func:`agents.tool_formats.is_native`. A call comes back as the action that
+                makes it. None: the model sees no tools but those that the prompt tells of.
+
         Raises:
-            BackendError: The model failed, or the backend is closed.
+            UsageError: xgrammar is not installed.
+            BackendError: The model failed, its chat template refuses the chat, or the backend is
+                closed.
         """
-        with self._tokenizing:
-            tokens: list[int] = self._tokenizer.apply_chat_template(
-                list(prompt), add_generation_prompt=True, return_dict=False
-            )
+        began = time.perf_counter()
+        tokens = self._tokens.encode(prompt, tools)
         room = self.context - len(tokens)
         if room <= 0:
             return Completion("", Usage(), "context")
         call = _Call(np.array(tokens), sampling, min(sampling.max_tokens, room))
+        if sampling.grammar is not None:
+            call.matcher = self._grammars.matcher(sampling.grammar)
         self._join(call)
         error = call.done.exception()
         if error is not None:
             raise BackendError(f"the model failed: {error}") from error
-        usage = Usage(len(tokens), len(call.written))
+        seconds = time.perf_counter() - began
+        usage = Usage(len(tokens), len(call.written), call.cached, calls=1, seconds=seconds)
         stopped = call.written[-1] in self._stops
-        text = call.written[:-1] if stopped else call.written
-        with self._tokenizing:
-            words: str = self._tokenizer.decode(
-                text, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        return Completion(words, usage, "stop" if stopped else "length", call.logprob)
+        written = call.written[:-1] if stopped else call.written
+        text = self._tokens.decode(written, native=bool(tools))
+        return Completion(text, usage, "stop" if stopped else "length", round(call.logprob, 6))
 
     def close(self) -> None:
         """Answer the calls that have come, and take no more."""
@@ -297,6 +327,7 @@ class TransformersBackend:
         if slots is None:
             return False
         call.slots = np.concatenate([known, slots])
+        call.cached = len(known)
         self._board.seat(call, known)
         self.stats.computed_tokens += new + 1
         return True
@@ -306,10 +337,12 @@ class TransformersBackend:
         began = time.perf_counter()
         calls = self._board.calls
         readers = [(call, len(call.columns)) for call in calls if not call.written]
-        logits = self._model(**self._board.lay_out(), use_cache=True).logits[0]
+        logits = self._model(**self._board.lay_out(), use_cache=True).logits[0, : len(calls)]
         for call, (token, logprob) in zip(calls, _draw(logits.float(), calls), strict=True):
             call.written.append(token)
             call.logprob += logprob
+            if call.matcher is not None:
+                call.matcher.accept_token(token)
         for call, known in readers:
             read = self._board.read(call, call.columns[known : len(call.slots)])
             self._store.cells.write(call.slots[known:], read)
@@ -342,10 +375,12 @@ class TransformersBackend:
 class _Board:
     """The calls in flight, group by group."""
 
-    def __init__(self, store: PrefixStore) -> None:
+    def __init__(self, store: PrefixStore, *, exact: bool) -> None:
         self.groups: list[_Group] = []
         self._store = store
-        self._cache = Cache([_Layer(i) for i in range(len(store.cells.layers))])
+        self._exact = exact
+        rows = _ROWS if exact else 1
+        self._cache = Cache([_Layer(i, rows) for i in range(len(store.cells.layers))])
 
     @property
     def calls(self) -> list[_Call]:
@@ -355,7 +390,7 @@ class _Board:
     def seat(self, call: _Call, known: Ints) -> None:
         """Take in a call; ``known`` are the slots of the store that hold its prompt's beginning."""
         group = next((group for group in self.groups if group.suits(call, known)), None)
-        if group is None:
+        if group is None or self._exact:
             group = _Group(self._store)
             self.groups.append(group)
         group.seat(call, known)
@@ -376,28 +411,34 @@ class _Board:
 
         Tokens have shape [1, tokens]; the mask, [1, 1, tokens, columns of the widest group], says
         which columns of its group each token sees. The logits are those of the calls' last tokens.
+        Where results must be exact, further tokens and logits follow that mean nothing.
         """
         unread = [call.unread for call in self.calls]
         ends = np.cumsum([len(tokens) for tokens in unread])
         read = [len(call.columns) for call in self.calls]
         positions = [at + np.arange(len(new)) for at, new in zip(read, unread, strict=True)]
         laid_out = [group.lay_out() for group in self.groups]
-        sees = np.zeros((ends[-1], max(seen.shape[1] for _, seen in laid_out)), bool)
+        rows_of, columns_of = (_ROWS, _COLUMNS) if self._exact else (1, 1)
+        widths = [_filled(seen.shape[1], columns_of) for _, seen in laid_out]
+        idle = _filled(ends[-1], rows_of) - ends[-1]
+        sees = np.zeros((ends[-1] + idle, max(widths)), bool)
         parts, start = [], 0
-        for group, (columns, seen) in zip(self.groups, laid_out, strict=True):
+        for group, (columns, seen), width in zip(self.groups, laid_out, widths, strict=True):
             rows = slice(start, start := start + len(columns))
             sees[rows, : seen.shape[1]] = seen
-            parts.append(_Part(group.cells, rows, self._tensor(columns), seen.shape[1]))
+            parts.append(_Part(group.cells, rows, self._tensor(columns), width))
         for layer in self._cache.layers:
             layer.parts = parts
         mask = self._store.cells.layers[0][0].new_zeros(1, 1, *sees.shape)
         mask.masked_fill_(~self._tensor(sees), torch.finfo(mask.dtype).min)
+        nothing = np.zeros(idle, np.int64)
+        lasts = np.pad(ends - 1, (0, _filled(len(ends), rows_of) - len(ends)))
         return {
-            "input_ids": self._tensor(np.concatenate(unread)[None]),
-            "position_ids": self._tensor(np.concatenate(positions)[None]),
+            "input_ids": self._tensor(np.concatenate([*unread, nothing])[None]),
+            "position_ids": self._tensor(np.concatenate([*positions, nothing])[None]),
             "attention_mask": mask,
             "past_key_values": self._cache,
-            "logits_to_keep": self._tensor(ends - 1),
+            "logits_to_keep": self._tensor(lasts),
         }
 
     def _group_of(self, call: _Call) -> _Group:
@@ -480,7 +521,7 @@ class _Group:
         """Have room for so many columns; growing doubles it, because it copies them all."""
         room = len(self._slots)
         if count > room:
-            more = max(count, 2 * room) - room
+            more = _filled(max(count, 2 * room), _COLUMNS) - room
             self.cells.extend(
                 more
             )  # zeros: what is hidden is multiplied by 0, and NaN would spread
@@ -508,11 +549,12 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
     :func:`_grouped_attention`.
     """
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, rows: int) -> None:
         super().__init__()
         self.parts: list[_Part] = []
         """The groups' parts in the present step."""
         self._index = index
+        self._rows = rows
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -543,14 +585,21 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
             heads, key_heads, rows = query.shape[1], key.shape[1], part.columns.shape[0]
             shared = heads // key_heads
             output = torch.nn.functional.scaled_dot_product_attention(
-                query[:, :, part.rows].reshape(1, key_heads, shared * rows, -1),
+                self._fill(query[:, :, part.rows].reshape(1, key_heads, shared * rows, -1)),
                 key,
                 value,
-                attn_mask=mask[:, :, part.rows, : part.width].repeat(1, 1, shared, 1),
+                attn_mask=self._fill(mask[:, :, part.rows, : part.width].repeat(1, 1, shared, 1)),
                 scale=scale,
             )
-            outputs.append(output.reshape(1, heads, rows, -1))
+            outputs.append(output[:, :, : shared * rows].reshape(1, heads, rows, -1))
+        idle = query.shape[2] - self.parts[-1].rows.stop
+        outputs.append(outputs[-1].new_zeros(1, heads, idle, outputs[-1].shape[3]))
         return torch.cat(outputs, 2).transpose(1, 2).contiguous()
+
+    def _fill(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows with copies of the first behind them, where there must be a multiple."""
+        more = _filled(rows.shape[2], self._rows) - rows.shape[2]
+        return torch.cat([rows, rows[:, :, :1].expand(-1, -1, more, -1)], 2) if more else rows
 
     def get_seq_length(self) -> int:
         return 0
@@ -580,6 +629,11 @@ AttentionInterface.register(_GROUPED, _grouped_attention)
 AttentionMaskInterface.register(_GROUPED, sdpa_mask)
 
 
+def _filled(count: int, multiple: int) -> int:
+    """Return the least multiple that is no less than a count."""
+    return -(-count // multiple) * multiple
+
+
 def _cells_of_a_token(model: PreTrainedModel) -> KeyValues:
     """Return the keys and values of some token."""
     cache = DynamicCache()
@@ -599,9 +653,12 @@ def _draw(logits: torch.Tensor, calls: Sequence[_Call]) -> list[tuple[int, float
     never falls on a token of probability zero.
 
     Args:
-        logits: Shape [rows, vocabulary].
+        logits: Shape [rows, vocabulary]; changed where a grammar forbids a token.
         calls: The rows.
     """
+    matchers = {row: c.matcher for row, c in enumerate(calls) if c.matcher is not None}
+    if matchers:
+        mask(logits, matchers)
     temperatures = logits.new_tensor([[call.sampling.temperature] for call in calls])
     levels = logits.new_tensor([[1.0 - call.luck.random()] for call in calls])
     likely = (logits / temperatures.clamp(min=_GREEDY)).log_softmax(-1)

@@ -32,7 +32,9 @@ class ReplayUser:
         lines = _recorded(task) if self.lines is None else self.lines
         said = sum(m.role == "user" for m in messages)
         if said >= len(lines):
-            raise UserFault("the recorded customer has nothing left to say")
+            raise UserFault(
+                "the recorded customer has nothing left to say", kind="has nothing left to say"
+            )
         return Message("user", lines[said])
 
 

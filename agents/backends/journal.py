@@ -1,0 +1,186 @@
+"""The completions of a run, kept as they come: ``completions.jsonl``.
+
+They are found again by what was asked for. So a run that goes on asks for nothing twice: trees that
+were broken off grow again from what their models have already written. And a run can be played
+again without any model (:mod:`agents.backends.canned`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any, Self
+
+from agents.base import Backend, ChatMessage, Completion, Sampling
+from toolwoz_gym.records import Log, ledger_to_json, usage_to_json
+from toolwoz_gym.seeding import derive
+from toolwoz_gym.types import ToolSpec, Usage, UsageError
+
+COMPLETIONS = "completions.jsonl"
+"""Name of the file in a run's folder."""
+
+
+def call_key(
+    model: str, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec] = ()
+) -> int:
+    """Return the key of a call: equal calls of equal models have equal keys.
+
+    Args:
+        model: The model's name.
+        prompt: The chat.
+        sampling: How the completion is drawn.
+        tools: Tools that the model is shown.
+    """
+    said = (part for message in prompt for part in (message["role"], message["content"]))
+    return derive(model, repr(sampling), len(tools), *(tool.name for tool in tools), *said)
+
+
+class Recording:
+    """The completions that a file holds. They stay there: only their places are in memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Find out what there is.
+
+        Args:
+            path: A ``completions.jsonl``; need not exist.
+
+        Raises:
+            UsageError: It cannot be read.
+        """
+        self.path = path
+        self.spent = Usage()
+        """What all of them took together."""
+        self._places: dict[int, int] = {}
+        if path.exists():
+            self._read()
+
+    @classmethod
+    def of(cls, run: Path) -> Self:
+        """Return the recording of a run.
+
+        Raises:
+            UsageError: There is none.
+        """
+        if not (run / COMPLETIONS).is_file():
+            raise UsageError(
+                f"there is no {COMPLETIONS} in {run}: give the folder of a run that a language "
+                "model has played"
+            )
+        return cls(run / COMPLETIONS)
+
+    def keys(self) -> Collection[int]:
+        """Return the keys of all calls."""
+        return self._places.keys()
+
+    def find(self, key: int) -> Completion | None:
+        """Return the completion of a call; None if there is none."""
+        place = self._places.get(key)
+        if place is None:
+            return None
+        with open(self.path, "rb") as file:
+            file.seek(place)
+            return _completion(json.loads(file.readline()))
+
+    def _read(self) -> None:
+        place = 0
+        try:
+            with open(self.path, "rb") as file:
+                for line in file:
+                    self._add(json.loads(line), place)
+                    place += len(line)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"cannot read the completions in {self.path}: {error}") from None
+
+    def _add(self, record: dict[str, Any], place: int) -> None:
+        """Take in a completion. Of equal calls the first counts, though all were paid for."""
+        self._places.setdefault(record["key"], place)
+        self.spent += _completion(record).usage
+
+
+class Journal(Recording):
+    """The completions of a run that goes on. Safe to use from many threads."""
+
+    def __init__(self, folder: Path, replays: Recording | None = None) -> None:
+        """Read what there is. The file is begun with the first completion.
+
+        Args:
+            folder: The run's folder; need not exist yet.
+            replays: The recording that the run plays again, if it does.
+
+        Raises:
+            UsageError: The file cannot be used, or another process has it open.
+        """
+        path = folder / COMPLETIONS
+        # Before it is read: this cuts off a line that was torn by a kill.
+        self._log = Log(path, sync=False) if path.exists() else None
+        self._lock = Lock()
+        self.replays = replays
+        super().__init__(path)
+
+    def keep(self, model: str, key: int, completion: Completion) -> Completion:
+        """Write a completion down.
+
+        Returns:
+            The completion of this call: another one, if an equal call was answered before.
+
+        Raises:
+            UsageError: The file cannot be written.
+        """
+        record = {"key": key, "model": model, **_to_json(completion)}
+        with self._lock:
+            if self._log is None:
+                self._log = Log(self.path, sync=False)
+            self._add(record, self._log.append(record))
+        return self.find(key) or completion
+
+    def __enter__(self) -> Self:
+        """Return the journal itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the file."""
+        with self._lock:
+            if self._log is not None:
+                self._log.close()
+
+
+class Recorded:
+    """A backend that writes every completion down, and asks for none that is written already."""
+
+    def __init__(self, backend: Backend, journal: Journal, model: str) -> None:
+        """Record a backend.
+
+        Args:
+            backend: What is asked for the completions that the journal does not have.
+            journal: The run's.
+            model: The model's name, as the run's options have it.
+        """
+        self._backend = backend
+        self._journal = journal
+        self._model = model
+
+    def complete(
+        self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec] = ()
+    ) -> Completion:
+        """Write the next message of a chat: see :meth:`~agents.base.Backend.complete`."""
+        key = call_key(self._model, prompt, sampling, tools)
+        known = self._journal.find(key)
+        if known is not None:
+            return known
+        return self._journal.keep(self._model, key, self._backend.complete(prompt, sampling, tools))
+
+
+def _to_json(completion: Completion) -> dict[str, Any]:
+    return {
+        "text": completion.text,
+        "finish": completion.finish,
+        "logprob": completion.logprob,
+        "usage": usage_to_json(completion.usage) | ledger_to_json(completion.usage),
+    }
+
+
+def _completion(record: dict[str, Any]) -> Completion:
+    usage = Usage(**record["usage"])
+    return Completion(record["text"], usage, record["finish"], record["logprob"])

@@ -1,0 +1,179 @@
+"""The formats in which models call tools by themselves, and the environment's own.
+
+Hermes and Qwen write ``<tool_call>{"name": ..., "arguments": ...}</tool_call>``, Llama 3 a bare
+object with ``parameters``, Mistral ``[TOOL_CALLS]`` and a list, or a name and its arguments. Which
+of these a model was taught shows in its chat template; a backend shows it dialogues in that form
+and gives back the environment's actions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from os.path import commonprefix
+from typing import Any
+
+from agents.base import ChatMessage
+from toolwoz_gym.actions import format_call, parse_action
+from toolwoz_gym.types import ToolCall, ToolSpec
+
+_MARK = re.compile(r"<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
+
+_NAMED = re.compile(r"([\w.-]+)\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(\{.*)", re.DOTALL)
+"""A call as newer Mistral models write it: the tool's name, then its arguments."""
+
+_KEYS = {"parameters": "arguments"}
+"""What Llama 3 calls otherwise."""
+
+_NOT_ESSENTIAL = ("id", "type")
+"""Further keys that templates teach."""
+
+_PROBE = ToolSpec("probe", "Probe.", {"depth": {"type": "string", "description": "how deep"}})
+_PROBING = ToolCall("probe", {"depth": "seven"})
+
+
+def encodable(text: str) -> str:
+    """Put "?" for halves of surrogate pairs: neither tokenizers nor servers take them.
+
+    JSON can name them, so they can be in what a model called a tool with.
+    """
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def tool_schema(tool: ToolSpec) -> dict[str, Any]:
+    """Write a tool as chat templates and OpenAI's protocol take it."""
+    parameters = {
+        "type": "object",
+        "properties": dict(tool.parameters),
+        "required": list(tool.required),
+    }
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def native_chat(prompt: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """Write a chat with its tool calls as chat templates take them.
+
+    Templates refuse a call without an answer and an answer without a call. So a call is one only if
+    a ``tool`` message follows, and a ``tool`` message after anything else is shown as the user's.
+
+    Args:
+        prompt: The chat: actions of the assistant, and ``tool`` messages with the answers.
+    """
+    chat: list[dict[str, Any]] = []
+    call = None
+    for position, message in enumerate(prompt):
+        if message["role"] == "tool" and call is not None:
+            chat[-1] = _calling(call, position - 1)
+            answered = chat[-1]["tool_calls"][0]
+            ids = {"tool_call_id": answered["id"], "name": answered["function"]["name"]}
+            chat.append({"role": "tool", "content": message["content"], **ids})
+        else:
+            role = "user" if message["role"] == "tool" else message["role"]
+            chat.append({"role": role, "content": message["content"]})
+        call = _call_of(message)
+    return chat
+
+
+def native_answer(prompt: Sequence[ChatMessage], action: str) -> dict[str, Any]:
+    """Write the assistant's message after a prompt as chat templates take it.
+
+    Args:
+        prompt: The chat before it.
+        action: What the assistant does.
+    """
+    message = {"role": "assistant", "content": action}
+    call = _call_of(message)
+    return message if call is None else _calling(call, len(prompt))
+
+
+def in_protocol(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a message for chat templates as OpenAI's protocol does: arguments are text there."""
+    shown = {key: value for key, value in message.items() if key != "name"}
+    if "tool_calls" in message:
+        shown |= {"content": None, "tool_calls": [_in_text(c) for c in message["tool_calls"]]}
+    return shown
+
+
+def read_native(text: str) -> str:
+    """Return what a model wrote in its own format as the environment's action.
+
+    Thoughts before ``</think>`` are left out, and so are words beside a call. Of several calls the
+    first counts, as in τ-bench. What is no call although it is marked as one stays something that
+    :func:`~toolwoz_gym.actions.parse_action` refuses.
+
+    Args:
+        text: What the model wrote, special tokens included but for the one that ended it.
+    """
+    said = text.rpartition("</think>")[2].partition("<think>")[0].strip()
+    mark = _MARK.search(said)
+    if mark is None:
+        return _action(said) if said.startswith("{") else said
+    body = said[mark.end() :].partition("</tool_call>")[0]
+    return _action(_MARK.split(body)[0].strip())
+
+
+def is_native(template: Callable[..., str]) -> bool:
+    """Return whether a chat template shows tools, calls and answers, in a format that we read.
+
+    Args:
+        template: A tokenizer's ``apply_chat_template``, told not to tokenize.
+    """
+    from jinja2 import TemplateError
+
+    def render(*messages: ChatMessage) -> str:
+        chat = native_chat([{"role": "user", "content": "Go."}, *messages])
+        return template(chat, tools=[tool_schema(_PROBE)])
+
+    action = {"role": "assistant", "content": format_call(_PROBING)}
+    try:
+        spoken = render({"role": "assistant", "content": "SPOKEN"})
+        called = render(action, {"role": "tool", "content": "ANSWER"})
+    except (TemplateError, TypeError):  # templates add what we give them to a text
+        return False
+    end = spoken.partition("SPOKEN")[2].strip()
+    call = called[len(commonprefix([spoken, called])) :]
+    if not end or _PROBE.description not in spoken or "ANSWER" not in called:
+        return False
+    return parse_action(read_native(call.partition(end)[0])).call == _PROBING
+
+
+def _action(body: str) -> str:
+    """Write what a model marked as a call as an action, valid or not."""
+    refused = body if body.startswith("{") else json.dumps({"tool_call": body})
+    if named := _NAMED.fullmatch(body):
+        return f'{{"name": {json.dumps(named[1])}, "arguments": {named[2]}}}'
+    listed = body.startswith("[")
+    try:
+        value, end = json.JSONDecoder().raw_decode(body.removeprefix("[").lstrip())
+        rest = body.removeprefix("[").lstrip()[end:].lstrip()
+        following = (",", "]") if listed else (";", "{")
+        if not isinstance(value, dict) or (rest and not rest.startswith(following)):
+            return refused
+        call = {_KEYS.get(k, k): part for k, part in value.items() if k not in _NOT_ESSENTIAL}
+        return json.dumps(call, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return refused
+
+
+def _call_of(message: ChatMessage) -> ToolCall | None:
+    return parse_action(message["content"]).call if message["role"] == "assistant" else None
+
+
+def _calling(call: ToolCall, position: int) -> dict[str, Any]:
+    """Write a call at a position of a chat."""
+    function = json.loads(encodable(format_call(call)))
+    made = {"id": _call_id(position), "type": "function", "function": function}
+    return {"role": "assistant", "content": "", "tool_calls": [made]}
+
+
+def _in_text(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a call with its arguments as text."""
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"])}}
+
+
+def _call_id(position: int) -> str:
+    """Name the call at a position of a chat: nine letters and digits, as Mistral wants it."""
+    return f"call{position:05}"

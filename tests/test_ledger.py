@@ -1,0 +1,355 @@
+"""What models took is counted, nothing is asked for twice, and runs play again without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_server import ChatServer, Handler, chat_server, completion, fails
+from hypothesis import given
+from hypothesis import strategies as st
+from test_backend_openai import DEAR, QUICK
+
+from agents.backends.canned import CannedBackend, ReplayBackend
+from agents.backends.journal import COMPLETIONS, Journal, Recorded, Recording, call_key
+from agents.backends.openai import OpenAIBackend
+from agents.backends.spending import Budget, BudgetSpent
+from agents.base import ChatMessage, Completion, RunStopped, Sampling
+from benchmarks.__main__ import main as benchmark
+from benchmarks.reproducibility import compare_runs
+from josh_search.__main__ import main as search
+from toolwoz_gym.records import read_jsonl, usages_from_json, usages_to_json
+from toolwoz_gym.types import ToolSpec, Usage, UsageError
+
+PROMPT: list[ChatMessage] = [{"role": "user", "content": "Hello \ud83d!"}]
+
+OUTPUTS = (
+    '{"name": "search_hotel", "arguments": {"area": "north"}}',
+    '{"name": "search_restaurant", "arguments": {}}',
+    '{"name": "fly", "arguments": {}}',
+    "Where would you like to stay?",
+    "Goodbye!",
+)
+
+
+class Moody:
+    """Answers every request in another way, whatever its seed, and says what that took."""
+
+    def __init__(self, **said: Any) -> None:
+        self.answers = 0
+        self.said = said
+
+    def __call__(self, handler: Handler) -> None:
+        with handler.state.lock:
+            number, self.answers = self.answers, self.answers + 1
+        message = {
+            "role": "assistant",
+            "content": f"{OUTPUTS[number % len(OUTPUTS)]}{' ' * number}",
+        }
+        usage = {
+            "prompt_tokens": 100 + number,
+            "completion_tokens": 7,
+            "prompt_tokens_details": {"cached_tokens": number},
+        }
+        body = completion(choices=[{"message": message}], **{"usage": usage, **self.said})
+        handler.send(json.dumps(body).encode())
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    with chat_server() as server:
+        server.default = Moody()
+        yield server
+
+
+def harvest(run: Path, server: ChatServer, *more: str) -> int:
+    reach = ["--backend", "openai", "--model", "m", "--base-url", server.url, "--tasks", "3"]
+    return search(["harvest", "--run", str(run), *reach, "--patience", "12", *more])
+
+
+def replay(run: Path, recorded: Path, *more: str) -> int:
+    options = ["--backend", "canned", "--model", str(recorded), "--tasks", "3"]
+    return search(["harvest", "--run", str(run), *options, *more])
+
+
+def trees(run: Path) -> list[dict[str, Any]]:
+    return sorted(read_jsonl(run / "trees.jsonl"), key=lambda record: str(record["key"]))
+
+
+def lines(path: Path) -> list[bytes]:
+    return sorted(path.read_bytes().splitlines())
+
+
+# The figures.
+
+usages = st.builds(
+    Usage,
+    st.none() | st.integers(0, 999),
+    st.none() | st.integers(0, 999),
+    st.none() | st.integers(0, 999),
+    *[st.integers(0, 9)] * 2,
+    st.integers(0, 99).map(float),
+    st.none() | st.integers(0, 99).map(float),
+)
+
+
+@given(st.lists(usages, max_size=4))
+def test_a_sum_knows_what_all_its_parts_know(parts: list[Usage]) -> None:
+    total = sum(parts, Usage())
+    for name in ("prompt", "completion", "cached", "calls", "retries", "seconds", "usd"):
+        values = [getattr(part, name) for part in parts]
+        assert getattr(total, name) == (None if None in values else sum(values))
+    assert total.tokens == (
+        None if None in (total.prompt, total.completion) else total.prompt + total.completion
+    )
+
+
+@given(usages, usages)
+def test_usages_survive_a_record(agent: Usage, user: Usage) -> None:
+    again = usages_from_json(json.loads(json.dumps(usages_to_json({"agent": agent, "user": user}))))
+    assert [repr(usage) for usage in again.values()] == [repr(agent), repr(user)]
+
+
+def test_a_usage_in_words() -> None:
+    local = Usage(1200, 30, 1000, calls=2, seconds=9.25)
+    assert str(local) == (
+        "1,200 tokens read (1,000 from a cache), 30 written, 2 calls, "
+        "9.2 s in calls, nothing billed"
+    )
+    hosted = Usage(None, None, None, calls=1, retries=3, usd=None)
+    assert str(hosted) == (
+        "unknown tokens read (unknown from a cache), unknown written, 1 calls, 3 retries, "
+        "0.0 s in calls, price unknown"
+    )
+    assert str(Usage(1, 1, calls=1, usd=0.5)).endswith(", 0.5000 US dollars")
+
+
+def test_records_and_summaries_have_a_ledger(
+    server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert harvest(tmp_path, server) == 0
+    calls = len(server.requests)
+    ledgers = [tree["ledger"]["agent"] for tree in trees(tmp_path)]
+    assert sum(ledger["calls"] for ledger in ledgers) == calls > 10
+    assert all(ledger["seconds"] > 0 and ledger["usd"] is None for ledger in ledgers)
+    for summary in (
+        json.loads((tmp_path / "summary.json").read_text()),
+        {
+            part: {"agent": {k: sum(t[part]["agent"][k] for t in trees(tmp_path)) for k in names}}
+            for part, names in (
+                ("usage", ("prompt", "completion")),
+                ("ledger", ("calls", "cached")),
+            )
+        },
+    ):
+        assert summary["usage"]["agent"] == {
+            "prompt": 100 * calls + calls * (calls - 1) // 2,
+            "completion": 7 * calls,
+        }
+        assert summary["ledger"]["agent"]["cached"] == calls * (calls - 1) // 2
+    printed = capsys.readouterr().out
+    assert f"\nagent: {100 * calls + calls * (calls - 1) // 2:,} tokens read (" in printed
+    assert f"{calls} calls" in printed and "price unknown" in printed and "user: " not in printed
+
+
+def test_what_a_server_does_not_say_stays_unknown(
+    server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.default = Moody(usage=None)
+    assert harvest(tmp_path / "run", server) == 0
+    assert trees(tmp_path / "run")[0]["usage"]["agent"] == {"prompt": None, "completion": None}
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["usage"]["agent"] == {"prompt": None, "completion": None}
+    assert summary["ledger"]["agent"]["usd"] is None
+    assert "agent: unknown tokens read" in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.html").stat().st_size > 0
+    assert harvest(tmp_path / "limited", server, "--tree-tokens", "10") == 1
+    assert "does not say how many tokens" in capsys.readouterr().err
+    model = ["--backend", "openai", "--model", "m", "--base-url", server.url, "--tasks", "2"]
+    assert benchmark(["evaluate", *model, "--run", str(tmp_path / "evaluation")]) == 0
+    table = (tmp_path / "evaluation" / "evaluation.md").read_text()
+    assert "| Agent: tokens written | unknown |" in table
+
+
+# Spending, from one session to the next.
+
+
+def test_a_limit_holds_for_all_sessions_and_nothing_is_asked_twice(
+    server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed = tmp_path / "undisturbed"
+    for limit in ("900", "900", "2000"):
+        before = len(server.requests)
+        assert harvest(tmp_path / "run", server, "--max-total-tokens", limit) == 1
+        assert "the token limit is reached" in capsys.readouterr().err
+        assert (len(server.requests) == before) == (limit == "900" and before > 0)
+        spent = Recording.of(tmp_path / "run").spent
+        assert int(limit) <= spent.tokens < int(limit) + 16 * 200
+        assert spent.calls == len(server.requests)
+    assert harvest(tmp_path / "run", server) == 0
+    asked = [json.dumps([body["messages"], body["seed"]]) for body in server.requests]
+    assert len(set(asked)) == len(asked)
+    # The trees that were broken off go on with what they had been told.
+    assert replay(undisturbed, tmp_path / "run") == 0
+    assert lines(undisturbed / "trees.jsonl") == lines(tmp_path / "run" / "trees.jsonl")
+
+
+def test_dollars_of_earlier_sessions_count(server: ChatServer, tmp_path: Path) -> None:
+    def session(limit: float) -> int:
+        """Return how many calls were answered before the limit."""
+        answered = 0
+        with Journal(tmp_path) as journal:
+            budget = Budget(max_usd=limit, spent=journal.spent)
+            with OpenAIBackend.connect("m", server.url, price=DEAR, budget=budget) as backend:
+                recorded = Recorded(backend, journal, "m")
+                with pytest.raises(BudgetSpent):
+                    for seed in range(100):
+                        recorded.complete(PROMPT, Sampling(seed=seed))
+                        answered += 1
+        return answered
+
+    # 100 tokens and more at a dollar a million, 7 at ten: 0.00017 dollars a call.
+    assert [session(0.0005), session(0.0005), session(0.001)] == [3, 3, 6]
+    assert len(server.requests) == 6
+
+
+def test_retries_are_counted(server: ChatServer) -> None:
+    server.script = [fails(503), fails(500)]
+    with OpenAIBackend.connect("m", server.url, patience=QUICK) as backend:
+        assert backend.complete(PROMPT, Sampling()).usage.retries == 2
+        assert backend.complete(PROMPT, Sampling()).usage.retries == 0
+
+
+# The journal.
+
+
+def test_calls_differ_by_all_that_is_asked_for() -> None:
+    tool = ToolSpec("fly", "", {})
+    keys = [
+        call_key("m", PROMPT, Sampling()),
+        call_key("n", PROMPT, Sampling()),
+        call_key("m", [*PROMPT, *PROMPT], Sampling()),
+        call_key("m", [{"role": "user", "content": "Hello!"}], Sampling()),
+        call_key("m", [{"role": "system", "content": "Hello \ud83d!"}], Sampling()),
+        call_key("m", PROMPT, Sampling(seed=1)),
+        call_key("m", PROMPT, Sampling(temperature=0.5)),
+        call_key("m", PROMPT, Sampling(max_tokens=1)),
+        call_key("m", PROMPT, Sampling(grammar="root ::= [a]")),
+        call_key("m", PROMPT, Sampling(), [tool]),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert call_key("m", list(PROMPT), Sampling()) == keys[0]
+
+
+def test_a_journal_goes_on_after_a_kill(tmp_path: Path) -> None:
+    answers = {seed: f"answer {seed} \ud83d" for seed in range(5)}
+    with Journal(tmp_path) as journal:
+        backend = Recorded(CannedBackend(lambda _, how: answers[how.seed]), journal, "m")
+        first = [backend.complete(PROMPT, Sampling(seed=seed)) for seed in answers]
+    file = tmp_path / COMPLETIONS
+    file.write_bytes(file.read_bytes()[:-3])
+    with Journal(tmp_path) as journal:
+        assert journal.spent == sum((answer.usage for answer in first[:4]), Usage())
+        backend = Recorded(CannedBackend(["another"]), journal, "m")
+        again = [backend.complete(PROMPT, Sampling(seed=seed)) for seed in answers]
+    assert again[:4] == first[:4] and again[4].text == "another"
+    replayed = ReplayBackend(Recording.of(tmp_path), "m")
+    assert [replayed.complete(PROMPT, Sampling(seed=seed)) for seed in answers] == again
+
+
+def test_the_first_answer_to_a_call_counts_and_all_are_paid_for(tmp_path: Path) -> None:
+    one, two = (Completion(text, Usage(5, 1, calls=1), "stop", -0.5) for text in ("one", "two"))
+    with Journal(tmp_path) as journal:
+        assert journal.keep("m", 1, one) == journal.keep("m", 1, two) == one
+        assert journal.spent.tokens == 12
+    assert Recording.of(tmp_path).find(1) == one and Recording.of(tmp_path).spent.calls == 2
+
+
+def test_a_damaged_recording_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / COMPLETIONS).write_text('{"text": "Hello!"}\n')
+    with pytest.raises(UsageError, match="cannot read the completions"):
+        Recording.of(tmp_path)
+
+
+# Playing a run again.
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["--temperature", "0.5"],
+        ["--strategy", "chains", "--seed", "3", "--max-tokens", "20"],
+        ["--strategy", "josh", "--beam", "4", "--max-steps", "4", "--trees", "2"],
+        ["--user", "goal", "--user-model", "n", "--agent", "act"],
+    ],
+)
+def test_a_harvest_is_replayed_to_the_byte(
+    server: ChatServer, tmp_path: Path, how: list[str]
+) -> None:
+    recorded, again, third = tmp_path / "recorded", tmp_path / "again", tmp_path / "third"
+    assert harvest(recorded, server, *how) == 0
+    asked = len(server.requests)
+    assert replay(again, recorded, "--trees", "1") == 0
+    assert replay(third, again, "--trees", "7") == 0
+    assert len(server.requests) == asked
+    for name in ("trees.jsonl", "kto.jsonl", COMPLETIONS):
+        assert lines(recorded / name) == lines(again / name) == lines(third / name), name
+    config = json.loads((again / "config.json").read_text())
+    assert config["replays"] == str(recorded) and config["options"]["model"] == "m"
+
+
+def test_an_evaluation_of_several_models_is_replayed(server: ChatServer, tmp_path: Path) -> None:
+    recorded, again = tmp_path / "recorded", tmp_path / "again"
+    model = ["--backend", "openai", "--model", "m", "--also", "n", "random"]
+    options = [*model, "--base-url", server.url, "--tasks", "3", "--trials", "2"]
+    assert benchmark(["evaluate", *options, "--run", str(recorded)]) == 0
+    asked = len(server.requests)
+    canned = ["--backend", "canned", "--model", str(recorded)]
+    assert benchmark(["evaluate", *canned, "--run", str(again)]) == 0
+    assert len(server.requests) == asked
+    assert lines(recorded / "trajectories.jsonl") == lines(again / "trajectories.jsonl")
+    found = [json.loads((run / "summary.json").read_text()) for run in (recorded, again)]
+    assert found[0]["results"] == found[1]["results"]
+    assert {result["model"] for result in found[1]["results"]} == {"m", "n", "random"}
+
+
+def test_what_was_not_recorded_cannot_be_replayed(
+    server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded, run = tmp_path / "recorded", tmp_path / "run"
+    assert harvest(recorded, server) == 0
+    capsys.readouterr()
+    assert replay(run, recorded, "--seed", "5") == 2
+    assert capsys.readouterr().err.endswith("was recorded with seed 0, not 5: leave it out\n")
+    assert replay(run, recorded, "--engine", "ray") == 2
+    assert replay(run, tmp_path / "nothing") == 2
+    assert "there is no run in" in capsys.readouterr().err
+    assert not run.exists()
+    assert replay(run, recorded, "--tasks", "5") == 1
+    assert "has no answer of m to this call" in capsys.readouterr().err
+    (recorded / COMPLETIONS).unlink()
+    assert replay(run, recorded) == 2
+    assert f"there is no {COMPLETIONS}" in capsys.readouterr().err
+    with pytest.raises(RunStopped, match="no answer"):
+        ReplayBackend(Recording(recorded / COMPLETIONS), "m").complete(PROMPT, Sampling())
+
+
+def test_runs_are_compared(
+    server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded, again, other = (tmp_path / name for name in ("recorded", "again", "other"))
+    assert harvest(recorded, server) == replay(again, recorded) == harvest(other, server) == 0
+    same, different = compare_runs(recorded, again), compare_runs(recorded, other)
+    assert (same.records, same.equal_records, same.calls) == (3, 3, same.equal_texts)
+    assert (different.records, different.equal_records) == (3, 0)
+    assert different.calls >= 3 and different.equal_texts == 0, "each tree has its first call"
+    capsys.readouterr()
+    assert benchmark(["reproducibility", "--runs", str(recorded), str(again), str(other)]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[2].startswith(f"| {again} | 3 of 3 | 3 of 3 |")
+    assert table[3].startswith(f"| {other} | 0 of 3 | 0 of 3 |")
+    assert benchmark(["reproducibility", "--runs", str(recorded)]) == 2
+    assert benchmark(["reproducibility", "--runs", str(recorded), str(tmp_path)]) == 2
