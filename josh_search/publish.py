@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from agents.customers import FORMS
 from agents.tool_formats import in_protocol
 from josh_search.rows import KINDS, Row
 from toolwoz_gym.records import read_jsonl, write_jsonl
@@ -28,6 +29,8 @@ CONTENTS = {
     "sft": "the good messages: `prompt`, `completion`",
     "dpo": "pairs of a good and a bad message at one prompt: `prompt`, `chosen`, `rejected`",
 }
+
+_OWN_TERMS = "whose licence or terms of use may say what its output may be used for"
 
 FEWEST = 10
 """OpenAI takes no file of fewer examples."""
@@ -133,9 +136,10 @@ def dataset_card(
     import yaml
 
     options, rows = config["options"], summary["rows"]
-    writer, writers_terms = _writer(options)
+    writer, terms = _writer(options)
+    customer, customers_terms = _customer(options)
     if licence is None:
-        licence = "mit" if writers_terms else "unknown"
+        licence = "mit" if terms and customers_terms else "unknown"
     source = _source(options)
     front = {
         "license": licence,
@@ -153,7 +157,6 @@ def dataset_card(
         "dpo": f"{rows['dpo']:,}",
     }
     tokens = {role: _tokens(usage) for role, usage in summary["usage"].items()}
-    terms = writers_terms or "whose licence or terms of use may say what its output may be used for"
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# Dialogues that earned their reward: {options['env']}",
@@ -182,8 +185,9 @@ def dataset_card(
         if rows["dropped"]
         else "Nothing.",
         "## Licence",
-        f"`{licence}`. The tasks and what tools and customers say come from {source}, under the "
-        f"MIT licence. The messages were written by {writer}, {terms}.",
+        f"`{licence}`. The tasks and what tools say come from {source}, under the MIT licence. The "
+        f"messages were written by {writer}, {terms or _OWN_TERMS}; those of the customers by "
+        f"{customer}, {customers_terms or _OWN_TERMS}.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -329,9 +333,20 @@ def _writer(options: Mapping[str, Any]) -> tuple[str, str | None]:
     """Name what wrote the messages, and say what its licence is where that is known."""
     if options["agent"] in ("expert", "erring", "random"):
         return f"toolwoz-gym's scripted agent ({options['agent']})", "under the MIT licence"
-    if options["model"] in ("bundled", "bundled-base"):
-        return f"SmolLM2-135M-Instruct ({options['model']})", "a model under the Apache licence 2.0"
-    return f"the model {_public(options['model'])}", None
+    return _model(options["model"])
+
+
+def _customer(options: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The same of the customers' words."""
+    if options["user"] not in FORMS:
+        return f"toolwoz-gym's customer ({options['user']})", "under the MIT licence"
+    return _model(options["user_model"] or options["model"])
+
+
+def _model(name: str) -> tuple[str, str | None]:
+    if name in ("bundled", "bundled-base"):
+        return f"SmolLM2-135M-Instruct ({name})", "a model under the Apache licence 2.0"
+    return f"the model {_public(name)}", None
 
 
 def _public(value: Any) -> Any:

@@ -39,6 +39,7 @@ WORLD = load_builtin(CityOptions.parse("domains=1,constraints=1,failures=0"))
 OPTIONS = {
     "env": "ToolWOZ-v0", "world": "builtin:domains=1", "agent": "tool_calling", "model": "bundled",
     "beam": 4, "reward": "goal_calls", "seed": 7,
+    "user": "scripted",
 }  # fmt: skip
 
 
@@ -124,6 +125,13 @@ def test_the_card_states_what_the_run_was(finished: Path) -> None:
     ("options", "licence", "text"),
     [
         ({}, "mit", "generated city, under the MIT licence. The messages were written by SmolLM2"),
+        ({}, "mit", "those of the customers by toolwoz-gym's customer (scripted), under the MIT"),
+        (
+            {"user": "goal", "user_model": None},
+            "mit",
+            "those of the customers by SmolLM2-135M-Instruct (bundled), a",
+        ),
+        ({"user": "goal", "user_model": "big"}, "unknown", "by the model big, whose licence"),
         ({"agent": "expert"}, "mit", "scripted agent (expert), under the MIT licence"),
         ({"model": "/home/me/big"}, "unknown", "the model big, whose licence or terms of use"),
         ({"world": "multiwoz"}, "mit", "come from MultiWOZ 2.1, under the MIT licence"),
