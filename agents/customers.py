@@ -29,8 +29,9 @@ has them checked and is told what was wrong."""
 FORMS: tuple[Form, ...] = get_args(Form)
 TOOLWOZ_FORMS, TAU_FORMS = FORMS[:2], FORMS[2:]
 
-GREETING = "Hello! How can I help you?"
-"""What the model is shown before the customer's opening: chat templates want the ``user`` first."""
+GREETING = "Hello."
+"""What the model is shown before the customer's opening: chat templates want the ``user`` first.
+Small models say it after the agent, so there is nothing in it that only an agent says."""
 
 CANDIDATES = 3
 """So many answers ``verify`` tries; the last one is said without being checked."""

@@ -118,8 +118,8 @@ class AgentOptions:
     dtype: str = "auto"
     """Its arithmetic: auto, float32, bfloat16 or float16."""
     exact: bool = False
-    """transformers: compute each call as if it were alone, to the last bit (float32 on the CPU, and
-    somewhat slower): docs/reproducibility.md."""
+    """transformers, vllm: compute each call as if it were alone, to the last bit (transformers:
+    float32 on the CPU; vllm: on CUDA; and somewhat slower): docs/reproducibility.md."""
     gpu_memory: float = 0.9
     """vllm: the part of a GPU's memory that the model and its cache may take."""
     temperature: float = 1.0
@@ -237,7 +237,13 @@ class AgentOptions:
                 raise UsageError(
                     f"vLLM cannot be imported ({error}): docs/vllm.md says how to install it"
                 ) from error
-            return VLLMBackend.load(self.model, self.device, self.dtype, gpu_memory=self.gpu_memory)
+            return VLLMBackend.load(
+                self.model,
+                self.device,
+                self.dtype,
+                exact=self.exact,
+                gpu_memory=self.gpu_memory,
+            )
         from agents.backends.openai import OpenAIBackend
 
         budget = budget or self.open_budget()

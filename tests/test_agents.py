@@ -27,6 +27,7 @@ from agents.options import AgentOptions
 from agents.scripted import ExpertAgent
 from agents.tool_calling import ToolCallingAgent, system_prompt
 from agents.tool_formats import is_native, native_answer, native_chat, read_native
+from josh_search.harvest import Tally
 from josh_search.publish import openai_dpo, openai_sft
 from josh_search.rows import make_rows
 from josh_search.search import SearchOptions, search
@@ -436,6 +437,26 @@ def test_rows_are_what_the_model_was_shown_and_wrote(way: str) -> None:
     good = [row["completion"][0]["content"] for row in rows.sft]
     assert raws.issuperset(good)
     assert all(text.startswith("Thought: ") for text in good) == (way == "react")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_malformed_outputs_are_counted_by_kind(way: str) -> None:
+    records, _ = grown(way)
+    tally = Tally(len(records))
+    for record in records:
+        tally.add(record)
+    errors = [
+        (message["error"], node["visits"])
+        for record in records for node in record["nodes"] for message in node["messages"]
+        if "error" in message
+    ]  # fmt: skip
+    expected = {"tool_calling": {"not JSON"}, "act": {"not JSON", "no action"}}
+    assert {*tally.malformed} == expected.get(way, {"no action"})
+    assert tally.to_json()["malformed"] == tally.malformed
+    assert tally.malformed["not JSON"] == sum(
+        n for e, n in errors if e.startswith("not valid JSON")
+    )
+    assert tally.malformed.total() == sum(visits for _, visits in errors) > 0
 
 
 def test_native_rows_can_be_loaded(tmp_path: Path) -> None:

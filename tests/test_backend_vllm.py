@@ -31,8 +31,11 @@ if importlib.util.find_spec("vllm") is None:
 if TYPE_CHECKING:
     from agents.backends.vllm import VLLMBackend
 
-# vLLM's own, and of what it is built on.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+# vLLM's own: it uses what is deprecated, and leaves sockets open when its engine dies.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -196,10 +199,10 @@ def test_a_short_context_and_an_engine_that_dies() -> None:
 def test_a_harvest(tmp_path: Path) -> None:
     """As a command, since the engine's processes begin by importing the main module."""
     command = [sys.executable, "-m", "josh_search", "harvest", "--backend", "vllm"]
-    options = ["--tasks", "1", "--strategy", "josh", "--max-steps", "12"]
+    options = ["--tasks", "1", "--strategy", "josh", "--max-steps", "12", "--beam", "4"]
     done = subprocess.run(
         [*command, *options, "--run", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
     (tree,) = read_jsonl(tmp_path / "trees.jsonl")
-    assert tree["usage"]["agent"]["cached"] > 0
+    assert tree["ledger"]["agent"]["cached"] > 0

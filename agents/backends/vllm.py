@@ -11,11 +11,14 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future, wait
 from hashlib import sha256
 from itertools import count
+from multiprocessing import resource_tracker
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -25,6 +28,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # forks with threads can hang
 # Errors are shown, but not what vLLM and torch have to say of every start.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 os.environ.setdefault("TORCH_LOGS", "-all")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 os.environ.setdefault("PYTHONWARNINGS", "ignore")
@@ -59,6 +63,16 @@ _PATIENCE = 30.0
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks for which vLLM makes room."""
+
+_WATCHDOG = """
+import os, signal, sys
+sys.stdin.read()  # until whoever holds the other end has ended
+for process in sys.argv[1:]:
+    try:
+        os.kill(int(process), signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+"""
 
 _CPU = {
     # A prompt that is read in parts kills the engine if it has a seed: for each part, vLLM turns
@@ -102,6 +116,7 @@ class VLLMBackend:
         self._thread.start()
         try:
             self._engine = self._wait_for(_start(engine_options))
+            self._watchdog = _watch_over(self._engine)
             if adapter is not None:
                 self.use_adapter(adapter)
         except BaseException:
@@ -112,7 +127,13 @@ class VLLMBackend:
 
     @classmethod
     def load(
-        cls, name: str, device: str = "auto", dtype: str = "auto", *, gpu_memory: float = 0.9
+        cls,
+        name: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        *,
+        exact: bool = False,
+        gpu_memory: float = 0.9,
     ) -> Self:
         """Load a model by name: see :func:`agents.models.resolve`.
 
@@ -120,6 +141,8 @@ class VLLMBackend:
             name: The model's name.
             device: ``auto``, or what vLLM is built for: ``cuda`` or ``cpu``.
             dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+            exact: Compute each call as if it were alone, by vLLM's batch-invariant mode, which is
+                for CUDA; engines that this process starts later do so too.
             gpu_memory: The part of a GPU's memory that vLLM may take, between 0 and 1.
 
         Raises:
@@ -128,6 +151,10 @@ class VLLMBackend:
         kind = current_platform.device_type
         if device not in ("auto", kind):
             raise UsageError(f"this vLLM runs on {kind or 'no device here'}, not on {device!r}")
+        if exact and kind != "cuda":
+            raise UsageError(f"vLLM computes exactly on CUDA only, not on {kind}")
+        if exact:
+            os.environ["VLLM_BATCH_INVARIANT"] = "1"
         source = resolve(name)
         options = {
             "model": base_folder(source),
@@ -152,6 +179,8 @@ class VLLMBackend:
         Raises:
             UsageError: The adapter does not fit, or the backend began without any.
         """
+        if self._engine.vllm_config.lora_config is None:
+            raise UsageError("the model was loaded without an adapter: load it with one")
         request = _lora_request(folder)
         try:
             self._wait_for(self._engine.add_lora(request))
@@ -202,7 +231,7 @@ class VLLMBackend:
             ),
             "stop" if stopped else "length",
             # Greedily, nothing else could have been written.
-            written.cumulative_logprob if sampling.temperature >= _GREEDY else 0.0,
+            round(written.cumulative_logprob, 6) if sampling.temperature >= _GREEDY else 0.0,
         )
 
     def close(self) -> None:
@@ -254,6 +283,8 @@ class VLLMBackend:
         """End the engine, and all that still waits for it."""
         if self._engine is not None:
             self._engine.shutdown(timeout=_PATIENCE)
+            self._watchdog.kill()
+            self._watchdog.communicate()
             self._engine = None  # now, not when the interpreter ends and takes away what it needs
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
@@ -263,6 +294,7 @@ class VLLMBackend:
     def _run_loop(self) -> None:
         # The engine's processes, which this thread starts, inherit it. Whether Ctrl-C ends them is
         # for the run to say, which answers the calls in flight first.
+        resource_tracker.ensure_running()  # when it begins to run, it undoes this
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self._loop.run_forever()
 
@@ -280,6 +312,13 @@ async def _start(options: dict[str, Any]) -> AsyncLLM:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
     except (OSError, ValueError, RuntimeError, VLLMError) as error:
         raise UsageError(f"vLLM cannot run {options['model']}: {_line(error)}") from error
+
+
+def _watch_over(engine: AsyncLLM) -> subprocess.Popen[bytes]:
+    """Have an engine end with this process, even if this one is killed: vLLM's would live on."""
+    processes = [str(p.pid) for p in engine.engine_core.resources.engine_manager.processes]
+    command = [sys.executable, "-I", "-c", _WATCHDOG, *processes]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def _params(sampling: Sampling, room: int) -> SamplingParams:

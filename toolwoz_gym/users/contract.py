@@ -31,7 +31,8 @@ BREACHES: tuple[Breach, ...] = get_args(Breach)
 wrote the agent's part too, or said the agent's words after it. ``told all at once``: a single
 message has nearly all words of a long instruction. ``left at once``: its opening ends the dialogue.
 ``never ends``: it says goodbye and goodbye again but does not go, gives the same long answer to
-whatever it is asked, or talks for longer than anyone."""
+whatever it is asked, or any answer to the same words again and again, or talks for longer than
+anyone."""
 
 LONG_INSTRUCTION = 25
 """An instruction of fewer different words can well be told at once."""
@@ -42,6 +43,9 @@ LONG_MESSAGE = 6
 """A message of fewer words may be said again: "Yes, please."."""
 GOODBYES = 3
 """Who says goodbye so often in a row and does not end the dialogue never will."""
+REPEATS = 5
+"""Who gives the same answer so often goes round in circles, even if the agent does so too: a person
+would have left. A short one may be said again to other words of the agent's."""
 TURNS = 40
 """Nobody talks for longer: in MultiWOZ's validation dialogues 17 times at most."""
 
@@ -138,8 +142,10 @@ def never_ends(words: str, mine: Sequence[str], agent: Sequence[str]) -> bool:
         return True
     said = _words(words)
     before = zip(mine[1:], agent, strict=False)  # what it said, and to what
-    answered = {turn for text, turn in before if _words(text) == said} | set(agent[-1:])
-    return len(said) >= LONG_MESSAGE and len(answered) >= GOODBYES
+    answered = [turn for text, turn in before if _words(text) == said] + list(agent[-1:])
+    if len(said) < LONG_MESSAGE:
+        return answered.count(answered[-1]) >= REPEATS if answered else False
+    return len(set(answered)) >= GOODBYES or len(answered) >= REPEATS
 
 
 def _words(text: str) -> list[str]:
