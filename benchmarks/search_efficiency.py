@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from agents.base import AgentFactory, BackendError
-from agents.options import INDIFFERENT, AgentOptions
+from agents.options import INDIFFERENT, PlayOptions
 from agents.tool_calling import system_prompt
 from benchmarks.comparison import Table
 from benchmarks.metrics import Estimate, Floats, ratio, relative_ratio, success_rate
@@ -50,7 +50,7 @@ SEARCHES = "searches"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EfficiencyOptions(AgentOptions):
+class EfficiencyOptions(PlayOptions):
     """Search the same tasks by several strategies, with the same budget of tokens for each task."""
 
     run: Path = Path("runs/search_efficiency")
@@ -61,8 +61,6 @@ class EfficiencyOptions(AgentOptions):
     """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""
     split: str = "train"
     """Split of the world's tasks."""
-    user: str = "scripted"
-    """The customer: scripted, scripted:noise=0.3 (0 to 1) or replay."""
     tasks: int = 16
     """How many tasks to play: the first of the split."""
     skip: int = 0
@@ -81,7 +79,7 @@ class EfficiencyOptions(AgentOptions):
 
     def decisive(self) -> dict[str, Any]:
         """Return the options that decide what the records say, as JSON data."""
-        ignored = INDIFFERENT | {"only", "seeds"}
+        ignored = INDIFFERENT | self.unused() | {"only", "seeds"}
         return {name: value for name, value in asdict(self).items() if name not in ignored}
 
 
@@ -98,7 +96,8 @@ def run(options: EfficiencyOptions) -> None:
     for name in options.only:
         if name not in CONTENDERS:
             raise UsageError(f"there is no {name!r}; choose among: {'; '.join(CONTENDERS)}")
-    env = make_env(options.env, world=options.world, split=options.split, user=options.user)
+    env = make_env(options.env, world=options.world, split=options.split, user=options.named_user)
+    options.check_user(env)
     if options.skip < 0 or options.skip + options.tasks > len(env.tasks):
         raise UsageError(f"the split {options.split!r} has {len(env.tasks)} tasks only")
     domain = env.dialogue.domain
@@ -110,9 +109,9 @@ def run(options: EfficiencyOptions) -> None:
         pairs = [(name, seed) for seed in range(options.seeds) for name in options.only]
         todo = [(name, seed) for name, seed in pairs if f"{name}/{seed}" not in done]
         if todo:
-            with options.open(domain) as make_agent:
+            with options.open_players(env.dialogue) as (dialogue, make_agent):
                 for name, seed in todo:
-                    record = _play(env.dialogue, make_agent, tasks, options, name, seed)
+                    record = _play(dialogue, make_agent, tasks, options, name, seed)
                     log.append(record)
                     print(_line(record), flush=True)
     records = [

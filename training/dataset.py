@@ -151,4 +151,4 @@ def _messages(record: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _is_assistant(message: dict[str, Any]) -> bool:
-    return message["role"] == "assistant"
+    return bool(message["role"] == "assistant")
