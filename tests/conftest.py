@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ from toolwoz_gym.toolwoz.multiwoz import prepare_multiwoz, read_multiwoz
 # The same examples on every run, and no test that fails because the machine is busy.
 settings.register_profile("toolwoz", derandomize=True, deadline=None, database=None)
 settings.load_profile("toolwoz")
+
+# A shell starts what runs in its background deaf to Ctrl-C, and the commands that tests interrupt
+# would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -418,7 +418,7 @@ def test_the_command_counts_lost_trees_apart(
         return Down() if task.id.endswith(("3", "7")) else expert(task)
 
     path = tmp_path / "run"
-    options = ["--agent", "expert", "--world", "builtin:domains=1", "--tasks", "10"]
+    options = ["harvest", "--agent", "expert", "--world", "builtin:domains=1", "--tasks", "10"]
     options += ["--strategy", "chains", "--run", str(path)]
     with monkeypatch.context() as patch:
         patch.setattr("agents.options.expert", fails_at_times)
