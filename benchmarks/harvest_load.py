@@ -14,11 +14,11 @@ from typing import Any
 
 from agents.base import Agent
 from agents.options import expert
-from josh_search.engine import LocalEngine
+from josh_search.engine import LocalEngine, grow_tree
 from josh_search.harvest import Tally, harvest
 from josh_search.search import SearchOptions
 from toolwoz_gym import make_env
-from toolwoz_gym.records import RunFolder
+from toolwoz_gym.records import RunFolder, dump
 from toolwoz_gym.types import Message, Task, UserSimulator
 
 SLOTS = 64
@@ -132,6 +132,20 @@ class MeteredUser:
             return self.user.reply(task, messages, seed=seed)
 
 
+class _Stage:
+    """A world, and who plays there: a model of a fixed latency, and a customer, both metered."""
+
+    def __init__(self, latency: float) -> None:
+        self.env = make_env("ToolWOZ-v0", world="builtin:domains=1", split="train")
+        self.model, self.agent, self.customer = ModelStub(SLOTS, latency), CpuMeter(), CpuMeter()
+        user = MeteredUser(self.env.dialogue.user, self.customer)
+        self.dialogue = replace(self.env.dialogue, user=user)
+        self.options = SearchOptions(strategy="josh")
+
+    def make_agent(self, task: Task) -> Agent:
+        return StubAgent(expert(task), self.model, self.agent)
+
+
 class _Clock:
     """A watcher that notes when the last tree is begun: the tail of the last trees is apart."""
 
@@ -151,6 +165,26 @@ class _Clock:
         raise AssertionError("the model always answers")
 
 
+def search_us(trees: int = 300) -> float:
+    """Return the CPU time of search, rules and record for a model call, in microseconds.
+
+    The trees grow one after the other in this thread, so nothing is spent on waking others.
+
+    Args:
+        trees: Tasks of the built-in world to play.
+    """
+    stage = _Stage(0.0)
+    began = time.process_time()
+    for number in range(trees):
+        task = stage.env.tasks[number]
+        grown = grow_tree(
+            (task.id, task), stage.dialogue, stage.make_agent, seed=0, options=stage.options
+        )
+        dump(grown.record)
+    own = time.process_time() - began - stage.agent.seconds - stage.customer.seconds
+    return own / len(stage.model.begun) * 1e6
+
+
 def measure_load(latency: float, trees: int = TREES) -> Load:
     """Harvest with a model of a fixed latency, and return how busy it was.
 
@@ -158,24 +192,18 @@ def measure_load(latency: float, trees: int = TREES) -> Load:
         latency: Seconds that the model takes for a call.
         trees: Tasks of the built-in world to play, more than :data:`TREES_AT_ONCE`.
     """
-    env = make_env("ToolWOZ-v0", world="builtin:domains=1", split="train")
-    model, agent, customer = ModelStub(SLOTS, latency), CpuMeter(), CpuMeter()
-    clock = _Clock(agent, customer)
-
-    def make_agent(task: Task) -> Agent:
-        return StubAgent(expert(task), model, agent)
-
-    dialogue = replace(env.dialogue, user=MeteredUser(env.dialogue.user, customer))
+    stage = _Stage(latency)
+    clock = _Clock(stage.agent, stage.customer)
     engine = LocalEngine(
-        dialogue,
-        make_agent,
+        stage.dialogue,
+        stage.make_agent,
         seed=0,
-        options=SearchOptions(strategy="josh"),
+        options=stage.options,
         trees_at_once=TREES_AT_ONCE,
     )
     with TemporaryDirectory() as folder:
         run = RunFolder(Path(folder) / "run", {})
-        harvest(engine, env.tasks, run, watcher=clock, number=trees)
+        harvest(engine, stage.env.tasks, run, watcher=clock, number=trees)
     start, end = clock.marks[0][0], clock.marks[1][0]
     process, of_agent, of_customer = (
         (after - before) / (end - start)
@@ -184,8 +212,8 @@ def measure_load(latency: float, trees: int = TREES) -> Load:
     return Load(
         latency=latency,
         seconds=end - start,
-        calls=sum(at < end for at in model.begun),
-        busy=model.busy(start, end),
+        calls=sum(at < end for at in stage.model.begun),
+        busy=stage.model.busy(start, end),
         own=process - of_agent - of_customer,
         customer=of_customer,
     )

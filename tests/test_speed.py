@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.harvest_load import ModelStub, measure_load
+from benchmarks.harvest_load import ModelStub, measure_load, search_us
 from benchmarks.speed import HOSTILE, operations, repeated
 from benchmarks.tau_speed import gold_run, grow_tree, hold_forks
 from benchmarks.tau_speed import operations as tau_operations
@@ -175,3 +175,4 @@ def test_the_load_of_a_harvest_is_measured_until_its_tail() -> None:
     assert load.latency == 0.001 and load.seconds > 0 and load.calls > 280
     assert 0 < load.busy <= 1 and 0 < load.own < 10 and 0 < load.customer < 10
     assert load.own_us == pytest.approx(load.own * load.seconds / load.calls * 1e6)
+    assert 0 < search_us(trees=3) < 100_000
