@@ -47,7 +47,7 @@ class GenerationOptions:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How fast a load was answered, its prompts read first."""
+    """How fast a load was answered; the time to read its prompts counts."""
 
     tokens: int
     """Tokens written."""
