@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import Field, dataclass, fields, replace
@@ -267,7 +268,8 @@ class AgentOptions:
             yield Recorded(ReplayBackend(journal.replays, self.model), journal, self.model)
         else:
             with self.open_backend(budget) as backend:
-                yield Recorded(backend, journal, self.model)
+                billed = self.backend in ("openai", "litellm")
+                yield Recorded(backend, journal, self.model, billed=billed)
 
     def open_budget(self, journal: Journal | None = None) -> Budget:
         """Return what a run may spend, and what it has spent by its journal."""
@@ -331,12 +333,37 @@ class PlayOptions(AgentOptions):
         """The customer as ``make_env`` knows it; a stand-in for one that is yet to be loaded."""
         return "scripted" if self.user in FORMS else self.user
 
+    def check_play(self) -> None:
+        """Refuse values that make no sense.
+
+        Raises:
+            UsageError: One does not.
+        """
+        for name in ("max_tokens", "user_max_tokens", "concurrency"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1")
+        for name in ("temperature", "user_temperature"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} must be a number from 0 on")
+        for name in ("max_usd", "max_total_tokens"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name} must be more than 0")
+        if not 0 < self.gpu_memory <= 1:
+            raise UsageError("gpu_memory must be more than 0, and at most 1")
+        if self.exact and self.needs_model and self.backend in ("openai", "litellm"):
+            raise UsageError("a server's results cannot be made exact: leave --exact out")
+        if self.user_base_url and (self.user_backend or self.backend) != "openai":
+            raise UsageError("--user-base-url is for --user-backend openai: add it")
+
     def check_user(self, env: DialogueEnv) -> None:
         """Refuse a customer that does not fit its environment.
 
         Raises:
             UsageError: It does not.
         """
+        if self.user == "replay":
+            env.dialogue.user.reply(env.tasks[0], (), seed=0)  # says where nobody was recorded
         if self.user not in FORMS:
             return
         is_tau = isinstance(env.dialogue.domain, TauBench)

@@ -83,6 +83,7 @@ def run(options: EvaluateOptions) -> None:
     for name in ("tasks", "trials", "max_steps", "episodes_at_once"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
+    options.check_play()
     asked, options = options, options.as_recorded()
     env = make_env(
         options.env,
@@ -98,7 +99,11 @@ def run(options: EvaluateOptions) -> None:
     world = env.dialogue.domain.fingerprint
     config = {"options": options.decisive(), "world": world}
     if asked.backend == "canned":
-        formats = read_config(Path(asked.model))["tool_formats"]
+        formats = read_config(Path(asked.model)).get("tool_formats")
+        if formats is None:
+            raise UsageError(
+                f"{asked.model} is no evaluation: python -m josh_search harvest replays harvests"
+            )
         players = {name: replace(p, tool_format=formats[name]) for name, p in players.items()}
         config["replays"] = asked.model
     elif options.adapter and not (options.adapter / "adapter_config.json").is_file():

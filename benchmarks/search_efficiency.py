@@ -93,6 +93,9 @@ def run(options: EfficiencyOptions) -> None:
     for name in ("tasks", "seeds", "budget", "trees"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
+    options.check_play()
+    if not options.only:
+        raise UsageError(f"name a strategy after --only: {'; '.join(CONTENDERS)}")
     for name in options.only:
         if name not in CONTENDERS:
             raise UsageError(f"there is no {name!r}; choose among: {'; '.join(CONTENDERS)}")

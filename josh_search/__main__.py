@@ -112,6 +112,7 @@ def run(options: HarvestOptions) -> None:
         UsageError: An option makes no sense, or the run folder cannot be used.
     """
     options.check()
+    options.check_play()
     for name in ("tasks", "trees"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")

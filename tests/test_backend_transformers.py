@@ -429,6 +429,41 @@ def test_an_error_reaches_every_caller_and_the_next_batch_works(
     assert backend.complete(PROMPTS[0], Sampling(max_tokens=4)).usage.completion > 0
 
 
+@pytest.mark.parametrize("where", ["seat", "keep"])
+def test_no_caller_waits_for_a_worker_that_failed_between_two_calls(
+    backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    group, allocations = transformers_backend._Group, 0
+    kept = TransformersBackend._keep
+
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    def keep(self: TransformersBackend, *arguments: object) -> None:
+        nonlocal allocations
+        allocations += 1
+        if allocations == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        kept(self, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(4) as pool:
+        if where == "seat":
+            patch.setattr(group, "_make_room", no_room)
+        else:
+            patch.setattr(TransformersBackend, "_keep", keep)
+        with backend._lock:  # until all have come
+            calls = [
+                pool.submit(backend.complete, PROMPTS[0], Sampling(0.0, 3, seed))
+                for seed in range(4)
+            ]
+            time.sleep(0.2)
+        for call in calls:
+            error = call.exception(timeout=60)
+            assert error is None or isinstance(error, BackendError)
+    assert any(call.exception() for call in calls)
+    assert backend.complete(PROMPTS[0], Sampling(max_tokens=4)).usage.completion
+
+
 def test_a_closed_backend_refuses(backend: TransformersBackend) -> None:
     backend.close()
     with pytest.raises(BackendError, match="closed"):

@@ -139,6 +139,31 @@ def test_mistakes_are_one_line(
     assert message in line
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--user", "replay"], "nobody was recorded as the customer of task"),
+        (["--user-base-url", "http://localhost:1/v1"], "add it"),
+        (["--temperature", "nan"], "temperature must be a number from 0 on"),
+        (["--max-tokens", "0"], "max_tokens must be at least 1"),
+        (["--concurrency", "0"], "concurrency must be at least 1"),
+        (["--max-usd", "nan"], "max_usd must be more than 0"),
+        (["--max-total-tokens", "-5"], "max_total_tokens must be more than 0"),
+        (["--gpu-memory", "0"], "gpu_memory must be more than 0"),
+    ],
+)
+@pytest.mark.parametrize("command", ["harvest", "evaluate"])
+def test_values_that_make_no_sense_leave_nothing_behind(
+    command: str,
+    flags: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    test_mistakes_are_one_line(command, flags, message, tmp_path, capsys)
+    assert not (tmp_path / "run").exists()
+
+
 def test_toolwoz_customers_do_not_go_to_tau_bench(shared: Path) -> None:
     domain = read_domain(shared / "data" / "tau_bench", "airline")
     env = make_env("TauBench-v0", world=domain, split="test")

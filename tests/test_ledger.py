@@ -204,7 +204,7 @@ def test_dollars_of_earlier_sessions_count(server: ChatServer, tmp_path: Path) -
         with Journal(tmp_path) as journal:
             budget = Budget(max_usd=limit, spent=journal.spent)
             with OpenAIBackend.connect("m", server.url, price=DEAR, budget=budget) as backend:
-                recorded = Recorded(backend, journal, "m")
+                recorded = Recorded(backend, journal, "m", billed=True)
                 with pytest.raises(BudgetSpent):
                     for seed in range(100):
                         recorded.complete(PROMPT, Sampling(seed=seed))

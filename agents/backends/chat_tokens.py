@@ -44,7 +44,7 @@ class ChatTokens:
         try:
             with self._lock:
                 return list(self._tokenizer.apply_chat_template(list(chat), **how))
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:  # templates add what they are given to a text
             raise BackendError(f"the model's chat template refuses the chat: {error}") from error
 
     def decode(self, tokens: Sequence[int], *, native: bool) -> str:

@@ -51,7 +51,7 @@ class Recording:
         """
         self.path = path
         self.spent = Usage()
-        """What all of them took together."""
+        """What those took together that are charged to a budget."""
         self._places: dict[int, int] = {}
         if path.exists():
             self._read()
@@ -88,6 +88,8 @@ class Recording:
         try:
             with open(self.path, "rb") as file:
                 for line in file:
+                    if not line.endswith(b"\n"):  # torn by a kill
+                        break
                     self._add(json.loads(line), place)
                     place += len(line)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -96,7 +98,8 @@ class Recording:
     def _add(self, record: dict[str, Any], place: int) -> None:
         """Take in a completion. Of equal calls the first counts, though all were paid for."""
         self._places.setdefault(record["key"], place)
-        self.spent += _completion(record).usage
+        if record["billed"]:
+            self.spent += _completion(record).usage
 
 
 class Journal(Recording):
@@ -119,8 +122,14 @@ class Journal(Recording):
         self.replays = replays
         super().__init__(path)
 
-    def keep(self, model: str, key: int, completion: Completion) -> Completion:
+    def keep(self, model: str, key: int, completion: Completion, *, billed: bool) -> Completion:
         """Write a completion down.
+
+        Args:
+            model: The model's name.
+            key: The key of the call.
+            completion: What was written.
+            billed: Whether it was charged to a budget.
 
         Returns:
             The completion of this call: another one, if an equal call was answered before.
@@ -128,7 +137,7 @@ class Journal(Recording):
         Raises:
             UsageError: The file cannot be written.
         """
-        record = {"key": key, "model": model, **_to_json(completion)}
+        record = {"key": key, "model": model, "billed": billed, **_to_json(completion)}
         with self._lock:
             if self._log is None:
                 self._log = Log(self.path, sync=False)
@@ -149,14 +158,18 @@ class Journal(Recording):
 class Recorded:
     """A backend that writes every completion down, and asks for none that is written already."""
 
-    def __init__(self, backend: Backend, journal: Journal, model: str) -> None:
+    def __init__(
+        self, backend: Backend, journal: Journal, model: str, *, billed: bool = False
+    ) -> None:
         """Record a backend.
 
         Args:
             backend: What is asked for the completions that the journal does not have.
             journal: The run's.
             model: The model's name, as the run's options have it.
+            billed: Whether the backend charges its calls to a budget.
         """
+        self._billed = billed
         self._backend = backend
         self._journal = journal
         self._model = model
@@ -169,7 +182,8 @@ class Recorded:
         known = self._journal.find(key)
         if known is not None:
             return known
-        return self._journal.keep(self._model, key, self._backend.complete(prompt, sampling, tools))
+        completion = self._backend.complete(prompt, sampling, tools)
+        return self._journal.keep(self._model, key, completion, billed=self._billed)
 
 
 def _to_json(completion: Completion) -> dict[str, Any]:

@@ -8,6 +8,7 @@ whole or not at all.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +53,7 @@ _SEEDS = 1 << 31
 
 class _Function(BaseModel):
     name: str
-    arguments: str = ""
+    arguments: str | None = None
 
 
 class _ToolCall(BaseModel):
@@ -377,14 +378,16 @@ def _action(message: _Message) -> str:
     if not message.tool_calls:
         return message.content or ""
     call = message.tool_calls[0].function
-    return f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments.strip() or "{}"}}}'
+    arguments = (call.arguments or "").strip() or "{}"
+    return f'{{"name": {json.dumps(call.name)}, "arguments": {arguments}}}'
 
 
 def _logprob(choice: _Choice) -> float | None:
     """Return the log-probability of all tokens that the server lists; None if it lists none."""
     if choice.logprobs is None or not choice.logprobs.content:
         return None
-    return round(sum(token.logprob for token in choice.logprobs.content), 6)
+    total = sum(token.logprob for token in choice.logprobs.content)
+    return round(total, 6) if math.isfinite(total) else None
 
 
 def _without_keys(text: str) -> str:

@@ -212,7 +212,10 @@ class TransformersBackend:
         transformers_logging.disable_progress_bar()  # loading takes a second
         source, place = resolve(name), pick_device(device)
         tokenizer = load_tokenizer(source)
-        model = load_model(source, device=place, dtype=pick_dtype(dtype, place))
+        if exact and dtype not in ("auto", "float32"):
+            raise UsageError("--exact computes in float32: leave --dtype out")
+        kind = pick_dtype("float32" if exact else dtype, place)
+        model = load_model(source, device=place, dtype=kind)
         return cls(model, tokenizer, exact=exact)
 
     def complete(
@@ -295,7 +298,8 @@ class TransformersBackend:
                 self._waiting.clear()
                 self._serving = False
             for call in failed:
-                call.done.set_exception(error)
+                if not call.done.done():  # one that was being seated is there twice
+                    call.done.set_exception(error)
 
     def _seat_waiting(self) -> bool:
         """Let calls in, first come, first served, while there is room for the next.
@@ -349,15 +353,15 @@ class TransformersBackend:
             self._store.cells.write(call.slots[known:], read)
             self._store.add(call.prompt[:-1], call.slots)
         ended = [call for call in calls if self._has_ended(call)]
-        for call in ended:
-            self._keep(call, calls)
-            self._board.leave(call)
         self.stats.calls += len(ended)
         self.stats.steps += 1
         self.stats.prompt_tokens += sum(len(call.prompt) for call in ended)
         self.stats.completion_tokens += len(calls)
+        for call in ended:  # all before one leaves: if this fails, all are told
+            self._keep(call, calls)
         self.stats.seconds += time.perf_counter() - began
         for call in ended:
+            self._board.leave(call)
             call.done.set_result(None)
 
     def _keep(self, call: _Call, company: Sequence[_Call]) -> None:
