@@ -204,7 +204,7 @@ def test_dollars_of_earlier_sessions_count(server: ChatServer, tmp_path: Path) -
         with Journal(tmp_path) as journal:
             budget = Budget(max_usd=limit, spent=journal.spent)
             with OpenAIBackend.connect("m", server.url, price=DEAR, budget=budget) as backend:
-                recorded = Recorded(backend, journal, "m", billed=True)
+                recorded = Recorded(backend, journal, "m")
                 with pytest.raises(BudgetSpent):
                     for seed in range(100):
                         recorded.complete(PROMPT, Sampling(seed=seed))
@@ -251,6 +251,7 @@ def test_a_journal_goes_on_after_a_kill(tmp_path: Path) -> None:
         first = [backend.complete(PROMPT, Sampling(seed=seed)) for seed in answers]
     file = tmp_path / COMPLETIONS
     file.write_bytes(file.read_bytes()[:-3])
+    assert len(Recording.of(tmp_path).keys()) == 4  # a run that is written at the moment
     with Journal(tmp_path) as journal:
         assert journal.spent == sum((answer.usage for answer in first[:4]), Usage())
         backend = Recorded(CannedBackend(["another"]), journal, "m")
@@ -266,6 +267,15 @@ def test_the_first_answer_to_a_call_counts_and_all_are_paid_for(tmp_path: Path) 
         assert journal.keep("m", 1, one) == journal.keep("m", 1, two) == one
         assert journal.spent.tokens == 12
     assert Recording.of(tmp_path).find(1) == one and Recording.of(tmp_path).spent.calls == 2
+
+
+def test_what_nobody_bills_does_not_count_against_a_limit(tmp_path: Path) -> None:
+    """A model in process beside a hosted customer: the limit is the customer's."""
+    with Journal(tmp_path) as journal:
+        local = Recorded(CannedBackend(["Hello there!"]), journal, "local", billed=False)
+        assert local.complete(PROMPT, Sampling()).usage.tokens
+        assert journal.spent.tokens == 0
+    assert Recording.of(tmp_path).spent.tokens == 0 and len(Recording.of(tmp_path).keys()) == 1
 
 
 def test_a_damaged_recording_is_a_usage_error(tmp_path: Path) -> None:

@@ -122,7 +122,9 @@ class Journal(Recording):
         self.replays = replays
         super().__init__(path)
 
-    def keep(self, model: str, key: int, completion: Completion, *, billed: bool) -> Completion:
+    def keep(
+        self, model: str, key: int, completion: Completion, *, billed: bool = True
+    ) -> Completion:
         """Write a completion down.
 
         Args:
@@ -159,7 +161,7 @@ class Recorded:
     """A backend that writes every completion down, and asks for none that is written already."""
 
     def __init__(
-        self, backend: Backend, journal: Journal, model: str, *, billed: bool = False
+        self, backend: Backend, journal: Journal, model: str, *, billed: bool = True
     ) -> None:
         """Record a backend.
 
