@@ -30,7 +30,7 @@ class Sampling:
     """The completion is cut off after so many tokens."""
     seed: int = 0
     """Decides which random numbers are drawn. Equal seed and prompt give an equal completion as far
-    as the model's arithmetic is reproducible: docs/architecture.md says where it is not."""
+    as the model's arithmetic is reproducible: docs/reproducibility.md says where it is not."""
     grammar: str | None = None
     """What is written is a text of this grammar, in llama.cpp's notation (GBNF), which xgrammar and
     vLLM read too; unless the completion is cut off before its end. None: any text."""

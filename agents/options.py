@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, Self, TypeAlias
 from agents import act, react, tool_calling
 from agents.backends.canned import ReplayBackend
 from agents.backends.journal import Journal, Recorded, Recording
-from agents.backends.spending import Budget
+from agents.backends.spending import OPENAI, Budget
 from agents.base import Agent, AgentFactory, Backend
 from agents.customers import (
     FORMS,
@@ -49,7 +49,11 @@ def expert(task: Task) -> Agent:
 BackendName: TypeAlias = Literal["transformers", "vllm", "openai", "litellm"]
 """What can run a model."""
 
-_OPENAI = "https://api.openai.com/v1"
+SCRIPTS = ("expert", "erring", "random")
+"""The agents that no language model plays."""
+
+_SERVERS = ("openai", "litellm")
+"""The backends whose models somebody else runs, and perhaps bills."""
 
 
 class _Way(Protocol):
@@ -106,7 +110,7 @@ class AgentOptions:
     """What runs the model: transformers, in this process; vllm, in vLLM's engine (docs/vllm.md);
     openai, a server that speaks OpenAI's protocol; litellm, any service that LiteLLM knows; canned,
     nothing: the run in the folder that --model names is played again, with its options."""
-    base_url: str = _OPENAI
+    base_url: str = OPENAI
     """openai: address of the server. Its key comes from OPENAI_API_KEY."""
     concurrency: int = 16
     """openai, litellm: calls in flight at a time."""
@@ -196,8 +200,8 @@ class AgentOptions:
             return False
         if self.backend == "canned":
             return forced  # as in the recorded run
-        if self.backend in ("openai", "litellm"):
-            return forced or self.backend == "litellm" or self.base_url == _OPENAI
+        if self.backend in _SERVERS:
+            return forced or self.backend == "litellm" or self.base_url == OPENAI
         native = _has_tool_format(self.model)
         if forced and not native:
             raise UsageError(
@@ -209,12 +213,12 @@ class AgentOptions:
     @property
     def needs_model(self) -> bool:
         """Whether a language model plays."""
-        return self.agent not in ("expert", "erring", "random")
+        return self.agent not in SCRIPTS
 
     @property
     def is_served(self) -> bool:
         """Whether somebody else runs the model: its name says nothing about files."""
-        return self.backend in ("openai", "litellm", "canned")
+        return self.backend in (*_SERVERS, "canned")
 
     def open_backend(self, budget: Budget | None = None) -> AbstractContextManager[Backend]:
         """Load or reach the language model.
@@ -268,8 +272,7 @@ class AgentOptions:
             yield Recorded(ReplayBackend(journal.replays, self.model), journal, self.model)
         else:
             with self.open_backend(budget) as backend:
-                billed = self.backend in ("openai", "litellm")
-                yield Recorded(backend, journal, self.model, billed=billed)
+                yield Recorded(backend, journal, self.model, billed=self.backend in _SERVERS)
 
     def open_budget(self, journal: Journal | None = None) -> Budget:
         """Return what a run may spend, and what it has spent by its journal."""
@@ -351,7 +354,7 @@ class PlayOptions(AgentOptions):
                 raise UsageError(f"{name} must be more than 0")
         if not 0 < self.gpu_memory <= 1:
             raise UsageError("gpu_memory must be more than 0, and at most 1")
-        if self.exact and self.needs_model and self.backend in ("openai", "litellm"):
+        if self.exact and self.needs_model and self.backend in _SERVERS:
             raise UsageError("a server's results cannot be made exact: leave --exact out")
         if self.user_base_url and (self.user_backend or self.backend) != "openai":
             raise UsageError("--user-base-url is for --user-backend openai: add it")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from agents.customers import FORMS
+from agents.options import SCRIPTS
 from agents.tool_formats import in_protocol
 from josh_search.rows import KINDS, Row
 from toolwoz_gym.records import read_jsonl, write_jsonl
@@ -331,7 +332,7 @@ def _source(options: Mapping[str, Any]) -> str:
 
 def _writer(options: Mapping[str, Any]) -> tuple[str, str | None]:
     """Name what wrote the messages, and say what its licence is where that is known."""
-    if options["agent"] in ("expert", "erring", "random"):
+    if options["agent"] in SCRIPTS:
         return f"toolwoz-gym's scripted agent ({options['agent']})", "under the MIT licence"
     return _model(options["model"])
 

@@ -613,7 +613,6 @@ TREE = ToolSpec(
 
 @pytest.fixture(scope="module")
 def grammars() -> Grammars:
-    pytest.importorskip("xgrammar")
     tokens = tokenizer(PLAIN)
     return Grammars(tokens, len(tokens), {tokens.eos_token_id})
 
@@ -693,7 +692,6 @@ def test_all_that_tasks_need_is_allowed(grammars: Grammars) -> None:
 
 def test_a_model_keeps_to_a_grammar() -> None:
     """One of random weights, beside calls that are free, and each as if it were alone."""
-    pytest.importorskip("xgrammar")
     torch.manual_seed(0)
     tokens = tokenizer(PLAIN)
     config = transformers.LlamaConfig(

@@ -496,6 +496,11 @@ def test_models_with_an_attention_of_their_own_are_refused(
         TransformersBackend(transformers.GPTJForCausalLM(config), tokenizer)
 
 
+def test_exact_means_single_precision() -> None:
+    with pytest.raises(UsageError, match="--exact computes in float32: leave --dtype out"):
+        TransformersBackend.load("bundled", "cpu", "bfloat16", exact=True)
+
+
 def test_exact_results_do_not_depend_on_company_or_history(
     model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
 ) -> None:

@@ -511,7 +511,8 @@ def test_preparing_anew_leaves_a_running_environment_its_data(
 @pytest.fixture
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The library, offline, with nothing in its cache."""
-    library = pytest.importorskip("datasets")
+    import datasets as library
+
     monkeypatch.setattr(library.config, "HF_DATASETS_OFFLINE", True)
     monkeypatch.setattr(library.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")

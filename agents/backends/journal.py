@@ -99,7 +99,7 @@ class Recording:
         """Take in a completion. Of equal calls the first counts, though all were paid for."""
         self._places.setdefault(record["key"], place)
         if record["billed"]:
-            self.spent += _completion(record).usage
+            self.spent += Usage(**record["usage"])
 
 
 class Journal(Recording):
@@ -143,8 +143,10 @@ class Journal(Recording):
         with self._lock:
             if self._log is None:
                 self._log = Log(self.path, sync=False)
+            known = key in self._places
             self._add(record, self._log.append(record))
-        return self.find(key) or completion
+        # As it was written, seconds rounded: a replay adds up the same figures.
+        return (self.find(key) if known else None) or _completion(record)
 
     def __enter__(self) -> Self:
         """Return the journal itself."""

@@ -29,13 +29,10 @@ from agents.backends.retry import (
     overflows,
     refused_parameter,
 )
-from agents.backends.spending import Budget, Price, prices
+from agents.backends.spending import OPENAI, Budget, Price, prices
 from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
 from agents.tool_formats import encodable, in_protocol, native_chat, tool_schema
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
-
-OPENAI = "https://api.openai.com/v1"
-"""The address of OpenAI's own service."""
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """The environment variable that holds the API key."""

@@ -12,6 +12,9 @@ from threading import Lock
 from agents.base import RunStopped
 from toolwoz_gym.types import Usage
 
+OPENAI = "https://api.openai.com/v1"
+"""The address of OpenAI's own service: only there are its prices known."""
+
 _PRICES = Path(__file__).resolve().parents[1] / "prices.toml"
 
 

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future, wait
+from contextlib import ExitStack
 from hashlib import sha256
 from itertools import count
 from multiprocessing import resource_tracker
@@ -114,14 +115,13 @@ class VLLMBackend:
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._run_loop, name="vllm-backend", daemon=True)
         self._thread.start()
-        try:
+        with ExitStack() as unless_it_starts:
+            unless_it_starts.callback(self.close)
             self._engine = self._wait_for(_start(engine_options))
             self._watchdog = _watch_over(self._engine)
             if adapter is not None:
                 self.use_adapter(adapter)
-        except BaseException:
-            self.close()
-            raise
+            unless_it_starts.pop_all()
         self.context = int(self._engine.model_config.max_model_len)
         """Most tokens of a prompt and its completion together."""
 
