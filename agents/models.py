@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from struct import error as StructError
@@ -67,6 +67,18 @@ def resolve(name: str) -> ModelSource:
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{config} does not name the adapter's base model") from None
     return ModelSource(BUNDLED_BASE if base == BUNDLED else _base(base), name)
+
+
+def adapter_digest(adapter: str) -> str:
+    """Return a digest of what is in an adapter's folder: trained anew, it is another adapter.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = sha256()
+    for file in sorted(Path(adapter).glob("adapter_*")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def base_folder(source: ModelSource) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from agents import act, react, tool_calling
 from agents.backends.canned import ReplayBackend
-from agents.backends.journal import Journal, Recorded, Recording
+from agents.backends.journal import Journal, Notebook, Recorded, Recording
 from agents.backends.spending import OPENAI, Budget
 from agents.base import Agent, AgentFactory, Backend
 from agents.customers import (
@@ -24,6 +24,7 @@ from agents.customers import (
 )
 from agents.erring import ErringAgent
 from agents.gold import GoldAgent
+from agents.models import adapter_digest, resolve
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.tool_calling import ToolCallingAgent
 from agents.tool_formats import is_native
@@ -32,6 +33,7 @@ from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.records import read_config
 from toolwoz_gym.tau_bench.domain import TauBench, TauTask
 from toolwoz_gym.types import Domain, Message, Task, ToolSpec, Usage, UsageError
+from toolwoz_gym.users import NAMES
 
 
 def _from_json(option: Field[Any], value: Any) -> Any:
@@ -72,7 +74,7 @@ _WAYS: Mapping[str, _Way] = {"tool_calling": tool_calling, "react": react, "act"
 @cache
 def _has_tool_format(model: str) -> bool:
     """Return whether a model's chat template shows tool calls in a format that is read here."""
-    from agents.models import load_tokenizer, resolve
+    from agents.models import load_tokenizer
 
     tokenizer = load_tokenizer(resolve(model))
     return is_native(partial(tokenizer.apply_chat_template, tokenize=False))
@@ -133,12 +135,12 @@ class AgentOptions:
     """Longest message of the model's, in tokens."""
 
     @contextmanager
-    def open(self, domain: Domain, journal: Journal | None = None) -> Iterator[AgentFactory]:
+    def open(self, domain: Domain, notebook: Notebook | None = None) -> Iterator[AgentFactory]:
         """Load what the agent needs, and give what makes it.
 
         Args:
             domain: Where it plays.
-            journal: Where the run's completions are kept; None: nowhere.
+            notebook: Where the run's completions are kept; None: nowhere.
 
         Raises:
             UsageError: There is no such model or device.
@@ -150,7 +152,7 @@ class AgentOptions:
         elif self.agent == "random":
             yield lambda task: RandomAgent(domain.tools)
         else:
-            with self.open_recorded(self.open_budget(journal), journal) as backend:
+            with self.open_recorded(self.open_budget(notebook), notebook) as backend:
                 yield self.with_model(backend, domain)
 
     def with_model(self, backend: Backend, domain: Domain) -> AgentFactory:
@@ -259,24 +261,24 @@ class AgentOptions:
         )
 
     @contextmanager
-    def open_recorded(self, budget: Budget, journal: Journal | None) -> Iterator[Backend]:
-        """Load or reach the language model, unless it is replayed, and have the journal kept.
+    def open_recorded(self, budget: Budget, notebook: Notebook | None) -> Iterator[Backend]:
+        """Load or reach the language model, unless it is replayed, and have its words kept.
 
         Raises:
             UsageError: There is no such model or device, or a limit cannot be kept.
         """
-        if journal is None:
+        if notebook is None:
             with self.open_backend(budget) as backend:
                 yield backend
-        elif journal.replays is not None:
-            yield Recorded(ReplayBackend(journal.replays, self.model), journal, self.model)
+        elif notebook.replays is not None:
+            yield Recorded(ReplayBackend(notebook.replays, self.model), notebook, self.model)
         else:
             with self.open_backend(budget) as backend:
-                yield Recorded(backend, journal, self.model, billed=self.backend in _SERVERS)
+                yield Recorded(backend, notebook, self.model, billed=self.backend in _SERVERS)
 
-    def open_budget(self, journal: Journal | None = None) -> Budget:
-        """Return what a run may spend, and what it has spent by its journal."""
-        spent = journal.spent if journal else Usage()
+    def open_budget(self, notebook: Notebook | None = None) -> Budget:
+        """Return what a run may spend, and what it has spent by its notebook."""
+        spent = notebook.spent if notebook else Usage()
         return Budget(max_usd=self.max_usd, max_tokens=self.max_total_tokens, spent=spent)
 
     def open_journal(self, folder: Path) -> Journal:
@@ -288,11 +290,14 @@ class AgentOptions:
         replays = Recording.of(Path(self.model)) if self.backend == "canned" else None
         return Journal(folder, replays)
 
-    def as_recorded(self) -> Self:
+    def as_recorded(self, into: Path) -> Self:
         """Return the options with which the run was made that ``canned`` replays.
 
         All else that decides what its records say is as it was recorded. Options of another backend
         stay as they are.
+
+        Args:
+            into: The folder of the new run.
 
         Raises:
             UsageError: An option says something else, or there is no such run.
@@ -300,6 +305,13 @@ class AgentOptions:
         if self.backend != "canned":
             return self
         run = Path(self.model)
+        if not (run / "config.json").is_file():
+            raise UsageError(
+                f"canned replays a recorded run: --model names its folder, and there is none in "
+                f"{run}"
+            )
+        if into.resolve() == run.resolve():
+            raise UsageError(f"{run} holds the recording: choose another --run for the replay")
         recorded = read_config(run)["options"]
         kept = ("backend", "user_backend")
         options = [o for o in fields(self) if o.name in recorded and o.name not in kept]
@@ -354,6 +366,24 @@ class PlayOptions(AgentOptions):
                 raise UsageError(f"{name} must be more than 0")
         if not 0 < self.gpu_memory <= 1:
             raise UsageError("gpu_memory must be more than 0, and at most 1")
+        if self.user not in FORMS and self.user.partition(":")[0] not in ("scripted", "replay"):
+            models = f"{', '.join(FORMS[:-1])} or {FORMS[-1]}"
+            raise UsageError(
+                f"no customer {self.user!r:.60}: choose {NAMES}; or, played by a model, {models}"
+            )
+        if self.user not in FORMS and (self.user_model or self.user_backend):
+            raise UsageError(
+                f"the customer {self.user!r} is no language model: leave its model out, or choose "
+                "one that a model plays, --user goal for example"
+            )
+        backends = (self.backend, self.user_backend)
+        if (self.max_usd or self.max_total_tokens) and not any(b in _SERVERS for b in backends):
+            raise UsageError(
+                "limits are for models behind servers, --backend openai or litellm: leave "
+                "--max-usd and --max-total-tokens out"
+            )
+        if self.base_url != OPENAI and "openai" not in backends:
+            raise UsageError("--base-url is for --backend openai: add it")
         if self.exact and self.needs_model and self.backend in _SERVERS:
             raise UsageError("a server's results cannot be made exact: leave --exact out")
         if self.user_base_url and (self.user_backend or self.backend) != "openai":
@@ -380,6 +410,21 @@ class PlayOptions(AgentOptions):
         if self.user == "guided":
             recorded_turns(env.tasks[0])
 
+    def adapters(self) -> dict[str, str]:
+        """Return a digest of each adapter that plays: trained anew, it is another one.
+
+        Returns:
+            Digests of ``agent_adapter`` and ``user_adapter``, if these have one.
+
+        Raises:
+            UsageError: There is no such model.
+        """
+        players = {"agent_adapter": self} if self.needs_model else {}
+        if self.user in FORMS:
+            players["user_adapter"] = self.customer_model()
+        found = {name: resolve(p.model).adapter for name, p in players.items() if not p.is_served}
+        return {name: adapter_digest(adapter) for name, adapter in found.items() if adapter}
+
     def unused(self) -> frozenset[str]:
         """Return the names of the options of a customer's model, if none plays it."""
         names = ("user_model", "user_backend", "user_temperature", "user_max_tokens")
@@ -396,13 +441,13 @@ class PlayOptions(AgentOptions):
 
     @contextmanager
     def open_players(
-        self, dialogue: Dialogue, journal: Journal | None = None
+        self, dialogue: Dialogue, notebook: Notebook | None = None
     ) -> Iterator[tuple[Dialogue, AgentFactory]]:
         """Load what customer and agent need. A model that plays both is loaded once.
 
         Args:
             dialogue: The rules of play, with any customer.
-            journal: Where the run's completions are kept; None: nowhere.
+            notebook: Where the run's completions are kept; None: nowhere.
 
         Yields:
             The rules with the right customer, and what makes the agent.
@@ -413,10 +458,10 @@ class PlayOptions(AgentOptions):
         domain, behind = dialogue.domain, self.customer_model()
         with ExitStack() as stack:
             if self.user not in FORMS:
-                yield dialogue, stack.enter_context(self.open(domain, journal))
+                yield dialogue, stack.enter_context(self.open(domain, notebook))
                 return
-            budget = self.open_budget(journal)
-            backend = stack.enter_context(behind.open_recorded(budget, journal))
+            budget = self.open_budget(notebook)
+            backend = stack.enter_context(behind.open_recorded(budget, notebook))
             customer = ModelCustomer(
                 backend,
                 self.user,
@@ -425,10 +470,10 @@ class PlayOptions(AgentOptions):
                 self.user_max_tokens,
             )
             if not self.needs_model:
-                make_agent = stack.enter_context(self.open(domain, journal))
+                make_agent = stack.enter_context(self.open(domain, notebook))
             elif behind == self:
                 make_agent = self.with_model(backend, domain)
             else:
-                own = stack.enter_context(self.open_recorded(budget, journal))
+                own = stack.enter_context(self.open_recorded(budget, notebook))
                 make_agent = self.with_model(own, domain)
             yield replace(dialogue, user=customer), make_agent

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agents.customers import FORMS
-from agents.models import resolve
-from agents.options import INDIFFERENT, PlayOptions
+from agents.options import INDIFFERENT, SCRIPTS, PlayOptions
 from benchmarks.comparison import Comparison, compare, tables
 from benchmarks.episodes import TRAJECTORIES, play_all
 from benchmarks.progress import Progress, print_tables
 from toolwoz_gym import make_env
 from toolwoz_gym.records import RunFolder, read_config, read_jsonl, write_json, write_text
 from toolwoz_gym.types import UsageError
-from training.output import digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +24,8 @@ class EvaluateOptions(PlayOptions):
     adapter: Path | None = None
     """Folder of a trained adapter, to compare with the model."""
     also: tuple[str, ...] = ()
-    """Further models to compare with the model, named as for --model; or expert, or random."""
+    """Further models to compare with the model, named as for --model; or scripts: expert, erring,
+    random."""
     run: Path = Path("runs/demo/evaluation")
     """Folder of the evaluation. One that was interrupted goes on where it was."""
     env: str = "ToolWOZ-v0"
@@ -59,7 +57,7 @@ class EvaluateOptions(PlayOptions):
         for name in (*([self.adapter.as_posix()] if self.adapter else []), *self.also):
             if name in players:
                 raise UsageError(f"{name} is named twice: it would be compared with itself")
-            if name in ("expert", "random"):
+            if name in SCRIPTS:
                 players[name] = replace(first, agent=name)  # type: ignore[arg-type]  # is a Literal
             else:
                 agent = self.agent if self.needs_model else "tool_calling"
@@ -84,7 +82,7 @@ def run(options: EvaluateOptions) -> None:
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
     options.check_play()
-    asked, options = options, options.as_recorded()
+    asked, options = options, options.as_recorded(options.run)
     env = make_env(
         options.env,
         world=options.world,
@@ -108,7 +106,7 @@ def run(options: EvaluateOptions) -> None:
         config["replays"] = asked.model
     elif options.adapter and not (options.adapter / "adapter_config.json").is_file():
         raise UsageError(f"there is no adapter in {options.adapter}: train one first")
-    config["adapters"] = _adapters(players)
+    config["adapters"] = {name: player.adapters() for name, player in players.items()}
     config["tool_formats"] = {name: player.resolved_format() for name, player in players.items()}
 
     folder = RunFolder(options.run, config)
@@ -116,7 +114,7 @@ def run(options: EvaluateOptions) -> None:
         play_all(
             env.dialogue,
             {
-                label: partial(player.open_players, journal=journal)
+                label: partial(player.open_players, notebook=journal)
                 for label, player in players.items()
             },
             [env.tasks[i] for i in range(options.tasks)],
@@ -132,20 +130,6 @@ def run(options: EvaluateOptions) -> None:
     write_text(options.run / "evaluation.md", _markdown(options, world, comparison))
     print_tables(comparison)
     print(f"tables and trajectories are in {options.run}")
-
-
-def _adapters(players: Mapping[str, PlayOptions]) -> dict[str, str]:
-    """Return a digest of every adapter that plays: one trained anew is another one."""
-    models = {label: player for label, player in players.items() if player.needs_model}
-    first = next(iter(players.values()))
-    if first.user in FORMS:
-        models["customer"] = first.customer_model()
-    digests = {}
-    for label, options in models.items():
-        adapter = None if options.is_served else resolve(options.model).adapter
-        if adapter:
-            digests[label] = digest(Path(adapter) / "adapter_model.safetensors")
-    return digests
 
 
 def _markdown(options: EvaluateOptions, world: str, comparison: Comparison) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.backends.journal import Recording
+from agents.backends.journal import COMPLETIONS, Recording
 from benchmarks.comparison import Table
 from benchmarks.episodes import TRAJECTORIES
 from toolwoz_gym.records import dump, read_jsonl
@@ -78,11 +78,11 @@ def compare_runs(one: Path, other: Path) -> Likeness:
     """Compare two runs.
 
     Raises:
-        UsageError: A folder holds no run of a language model.
+        UsageError: A folder holds no run.
     """
     records, others = _records(one), _records(other)
     both = records.keys() & others.keys()
-    here, there = Recording.of(one), Recording.of(other)
+    here, there = (Recording(run / COMPLETIONS) for run in (one, other))
     pairs = [(here.find(key), there.find(key)) for key in {*here.keys()} & {*there.keys()}]
     same = [(a, b) for a, b in pairs if a and b and a.text == b.text]
     drifts = [

@@ -104,7 +104,11 @@ def run(options: EfficiencyOptions) -> None:
     if options.skip < 0 or options.skip + options.tasks > len(env.tasks):
         raise UsageError(f"the split {options.split!r} has {len(env.tasks)} tasks only")
     domain = env.dialogue.domain
-    config = {"options": options.decisive(), "world": domain.fingerprint}
+    config = {
+        "options": options.decisive(),
+        "world": domain.fingerprint,
+        "adapters": options.adapters(),
+    }
     folder = RunFolder(options.run, config)
     tasks = [env.tasks[options.skip + i] for i in range(options.tasks)]
     with closing(folder.log(SEARCHES)) as log:
@@ -160,7 +164,10 @@ def _play(
                     mapper=leaves.map,
                 )
                 if not tree.written:
-                    raise BackendError("the model counts no tokens: a budget of them has no end")
+                    raise UsageError(
+                        "nobody counts the tokens that are written (a script's, or a server's that "
+                        "does not say): a budget of them has no end"
+                    )
                 spent += tree.written
                 records.append(tree_to_json(tree, trial=len(records)))
             rows = make_rows(records, system).counts()["kto"]

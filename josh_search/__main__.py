@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from agents.backends.journal import Journal
 from agents.base import BackendError
@@ -22,7 +22,7 @@ from josh_search.search import SearchOptions
 from toolwoz_gym import make_env
 from toolwoz_gym.cli import main_cli
 from toolwoz_gym.env import DialogueEnv
-from toolwoz_gym.records import RunFolder
+from toolwoz_gym.records import RunFolder, read_jsonl
 from toolwoz_gym.types import UsageError
 
 _WHERE = {"engine", "ray_address", "workers", "worker_gpus", "worker_cpus"}
@@ -65,10 +65,28 @@ class HarvestOptions(PlayOptions, SearchOptions):
         options = asdict(self) | {"tool_format": self.resolved_format()}
         return {name: value for name, value in options.items() if name not in ignored}
 
+    def as_recorded(self, into: Path) -> Self:
+        """Return the options with which ``canned`` replays a harvest: unless told, all its trees.
+
+        Raises:
+            UsageError: See :meth:`~agents.options.AgentOptions.as_recorded`; or there are fewer.
+        """
+        options = super().as_recorded(into)
+        if self.backend != "canned":
+            return options
+        trees = Path(self.model) / "trees.jsonl"
+        if not trees.is_file():
+            raise UsageError(f"{self.model} is no harvest: python -m benchmarks replays the others")
+        recorded = sum(1 for _ in read_jsonl(trees))
+        asked = recorded if self.tasks == HarvestOptions.tasks else self.tasks
+        if asked > recorded:
+            raise UsageError(f"{self.model} has {recorded} trees only: lower --tasks")
+        return replace(options, tasks=asked)
+
 
 @contextmanager
 def open_engine(options: HarvestOptions, env: DialogueEnv, journal: Journal) -> Iterator[Engine]:
-    """Load what grows the trees. Workers of a cluster keep no journal.
+    """Load what grows the trees.
 
     Raises:
         UsageError: There is no such model, device or cluster.
@@ -90,6 +108,7 @@ def open_engine(options: HarvestOptions, env: DialogueEnv, journal: Journal) -> 
             make_env, options.env, world=options.world, split=options.split, user=options.named_user
         ),
         open_players=options.open_players,
+        spent=journal.spent,
         world=env.dialogue.domain.fingerprint,
         seed=options.seed,
         options=options,
@@ -98,6 +117,8 @@ def open_engine(options: HarvestOptions, env: DialogueEnv, journal: Journal) -> 
     with open_ray(
         plan,
         options.ray_address,
+        journal=journal,
+        check_budget=lambda: options.open_budget(journal).check(),
         workers=options.workers,
         gpus=options.worker_gpus,
         cpus=options.worker_cpus,
@@ -117,13 +138,17 @@ def run(options: HarvestOptions) -> None:
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
     began = time.monotonic()
-    asked, options = options, options.as_recorded()
+    asked, options = options, options.as_recorded(options.run)
     env = make_env(options.env, world=options.world, split=options.split, user=options.named_user)
     options.check_user(env)
     dialogue = env.dialogue
     if options.tasks > len(env.tasks):
         raise UsageError(f"the split {options.split!r} has {len(env.tasks)} tasks only")
-    config = {"options": options.decisive(), "world": dialogue.domain.fingerprint}
+    config = {
+        "options": options.decisive(),
+        "world": dialogue.domain.fingerprint,
+        "adapters": options.adapters(),
+    }
     if asked.backend == "canned":
         if options.engine == "ray":
             raise UsageError("a run is replayed on this machine: leave --engine ray out")

@@ -5,7 +5,9 @@ room, and gets their records back; it alone writes. A worker has its own environ
 model (or the address of one that all share), and grows several trees at a time.
 
 What a tree says follows from its task and the harvest's seed, so it does not matter who grows it,
-nor how often: a worker that dies is replaced, and its trees are begun again elsewhere.
+nor how often: a worker that dies is replaced, and its trees are begun again elsewhere. With a tree
+come the completions that its worker's models have written since the last one: they are the run's
+journal, as on one machine.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import platform
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,13 +25,15 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
+from agents.backends.journal import Journal, Notes
+from agents.backends.spending import BudgetSpent
 from agents.base import AgentFactory, BackendError
 from josh_search.engine import Grown, Job, OnStep, grow_tree
 from josh_search.search import SearchOptions
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.env import DialogueEnv, find_task
 from toolwoz_gym.pools import interrupts_as_none, map_beside
-from toolwoz_gym.types import UsageError
+from toolwoz_gym.types import Usage, UsageError
 
 DEATHS = 3
 """A worker that dies so often in a row, without a tree, is not replaced any more; and a tree that
@@ -46,9 +50,11 @@ class Plan:
 
     make_env: Callable[[], DialogueEnv]
     """Makes the environment: the rules of play, and the tasks, which are then named by their id."""
-    open_players: Callable[[Dialogue], AbstractContextManager[tuple[Dialogue, AgentFactory]]]
+    open_players: Callable[[Dialogue, Notes], AbstractContextManager[tuple[Dialogue, AgentFactory]]]
     """Loads who plays, as :meth:`agents.options.PlayOptions.open_players` does: the worker's own
     models, or the way to those that all workers share."""
+    spent: Usage
+    """What earlier sessions of the run have spent: it counts against each worker's limits."""
     world: str
     """The fingerprint of the driver's domain, which a worker's must equal."""
     seed: int
@@ -66,6 +72,8 @@ def open_ray(
     plan: Plan,
     address: str,
     *,
+    journal: Journal,
+    check_budget: Callable[[], None] = lambda: None,
     workers: int | None = None,
     gpus: int | None = None,
     cpus: int = 1,
@@ -76,6 +84,9 @@ def open_ray(
         plan: What the workers do.
         address: ``host:port`` of the cluster's head, or ``auto``: what ``RAY_ADDRESS`` says, else
             the cluster that this machine is part of.
+        journal: The run's: gets the completions of all workers.
+        check_budget: Raises ``BudgetSpent`` once the workers together have spent what they may.
+            Then no tree is begun any more, and those under way are finished.
         workers: How many workers to have. Those that find no room wait for it. None: as many as
             there is room for, and where they need no GPU, one on each machine.
         gpus: GPUs that a worker reserves. None: one if the cluster has any.
@@ -106,7 +117,9 @@ def open_ray(
     try:
         gpus = _gpus() if gpus is None else gpus
         room = _count_room(gpus, cpus)
-        yield RayEngine(plan, workers=workers or room, gpus=gpus, cpus=cpus)
+        yield RayEngine(
+            plan, journal, check_budget, workers=workers or room, gpus=gpus, cpus=cpus
+        )
     finally:
         ray.shutdown()
 
@@ -186,7 +199,16 @@ class RayEngine:
     :func:`open_ray` makes one. It is used up when :meth:`grow` has been broken off.
     """
 
-    def __init__(self, plan: Plan, *, workers: int, gpus: int, cpus: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        journal: Journal,
+        check_budget: Callable[[], None],
+        *,
+        workers: int,
+        gpus: int,
+        cpus: int,
+    ) -> None:
         """Start the workers, and wait for the first of them.
 
         Raises:
@@ -197,6 +219,8 @@ class RayEngine:
 
         self._room = plan.trees_at_once
         self._plan = plan
+        self._journal = journal
+        self._check_budget = check_budget
         self._remote = ray.remote(Worker).options(
             num_cpus=cpus,
             num_gpus=gpus,
@@ -219,19 +243,30 @@ class RayEngine:
 
         Raises:
             UsageError, BackendError: See above: workers can come later, or be replaced.
+            BudgetSpent: The workers have spent what they may, and there are jobs left.
             KeyboardInterrupt: Ctrl-C was pressed.
         """
         coming = iter(jobs)
         with interrupts_as_none(self._news):
             while True:
                 while hand := self._free_hand():
-                    job = self._again.popleft() if self._again else next(coming, None)
+                    job = self._next(coming)
                     if job is None:
                         if not any(hand.jobs for hand in self._hands):
+                            if self._again or next(coming, None) is not None:
+                                self._check_budget()
                             return
                         break
                     self._give(hand, job)
                 yield from self._hear()
+
+    def _next(self, coming: Iterator[Job]) -> Job | None:
+        """Return what is to be grown next; None: nothing, or nothing more may be spent."""
+        try:
+            self._check_budget()
+        except BudgetSpent:
+            return None
+        return self._again.popleft() if self._again else next(coming, None)
 
     def _free_hand(self) -> _Hand | None:
         """Return the worker that has most room, if one has any."""
@@ -272,7 +307,10 @@ class RayEngine:
             return []
         del hand.jobs[key]
         hand.deaths = 0
-        return [future.result()]
+        grown, completions = future.result()
+        for record in completions:
+            self._journal.keep(record)
+        return [grown]
 
     def _replace(self, hand: _Hand, reason: str) -> list[Grown]:
         """Have another worker in the place of one that has died, and its jobs done again.
@@ -307,6 +345,7 @@ class Worker:
     def __init__(self, plan: Plan) -> None:
         """Take the plan. What can go wrong comes in :meth:`open`, which can say so."""
         self._plan = plan
+        self._notes = Notes(plan.spent)
         self._opened = ExitStack()  # never closed: the process is ended when the work is done
 
     def open(self) -> None:
@@ -324,19 +363,24 @@ class Worker:
                     f"its world is {domain.fingerprint}, the driver's {plan.world}: "
                     "give all machines the same data"
                 )
-            dialogue, make_agent = self._opened.enter_context(plan.open_players(env.dialogue))
+            players = plan.open_players(env.dialogue, self._notes)
+            dialogue, make_agent = self._opened.enter_context(players)
         except UsageError as error:
             raise UsageError(f"on the machine {here}: {error}") from None
         self._tasks, self._dialogue, self._make_agent = env.tasks, dialogue, make_agent
         self._calls = ThreadPoolExecutor(plan.calls_at_once)
 
-    def grow(self, key: str, task_id: str) -> Grown:
-        """Grow the tree of a task."""
-        return grow_tree(
-            (key, find_task(self._tasks, task_id)),
-            self._dialogue,
-            self._make_agent,
-            seed=self._plan.seed,
-            options=self._plan.options,
-            mapper=partial(map_beside, self._calls),
-        )
+    def grow(self, key: str, task_id: str) -> tuple[Grown, list[Mapping[str, Any]]]:
+        """Grow the tree of a task, and hand over what models have written since the last one."""
+        try:
+            grown = grow_tree(
+                (key, find_task(self._tasks, task_id)),
+                self._dialogue,
+                self._make_agent,
+                seed=self._plan.seed,
+                options=self._plan.options,
+                mapper=partial(map_beside, self._calls),
+            )
+        except BudgetSpent as error:  # the driver ends the run when it has counted what was spent
+            grown = Grown(key, None, str(error))
+        return grown, self._notes.fetch()

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from chat_server import chat_server, says
 
+from agents.backends.journal import COMPLETIONS, Journal, Notes, Recording
 from agents.base import AgentFactory, BackendError
 from agents.options import AgentOptions
 from agents.scripted import RandomAgent
@@ -34,7 +35,7 @@ from josh_search.harvest import Tally, harvest
 from josh_search.search import SearchOptions
 from toolwoz_gym import Dialogue, make_env
 from toolwoz_gym.records import RunFolder, read_jsonl
-from toolwoz_gym.types import Message, Task, UsageError
+from toolwoz_gym.types import Message, Task, Usage, UsageError
 
 if importlib.util.find_spec("ray") is None:
     if os.environ.get("TOOLWOZ_REQUIRE_RAY"):
@@ -64,7 +65,7 @@ class Trouble:
     """While there is no such file, a tree gets no further than its first turn."""
 
     @contextmanager
-    def open(self, dialogue: Dialogue) -> Iterator[tuple[Dialogue, AgentFactory]]:
+    def open(self, dialogue: Dialogue, notes: Notes) -> Iterator[tuple[Dialogue, AgentFactory]]:
         (self.folder / str(os.getpid())).touch()
         if self.fatal == "all":
             os._exit(1)
@@ -139,12 +140,20 @@ def plan(trouble: Trouble, **changes: Any) -> Plan:
     whole = Plan(
         make_env=ENV,
         open_players=trouble.open,
+        spent=Usage(),
         world=WORLD.fingerprint,
         seed=9,
         options=OPTIONS,
         trees_at_once=2,
     )
     return replace(whole, **changes)
+
+
+@contextmanager
+def opened(plan: Plan, address: str, **options: Any) -> Iterator[Engine]:
+    with tempfile.TemporaryDirectory() as run, Journal(Path(run)) as journal:
+        with open_ray(plan, address, journal=journal, **options) as engine:
+            yield engine
 
 
 def grow(engine: Engine, tasks: Sequence[Task] = TASKS) -> dict[str, Grown]:
@@ -165,7 +174,7 @@ def alone() -> dict[str, Grown]:
 def test_many_machines_grow_what_one_grows(
     machines: Machines, alone: dict[str, Grown], tmp_path: Path
 ) -> None:
-    with open_ray(plan(Trouble(tmp_path)), machines.address) as engine:
+    with opened(plan(Trouble(tmp_path)), machines.address) as engine:
         assert grow(engine) == alone
         assert grow(engine, TASKS[:3]) == {t.id: alone[t.id] for t in TASKS[:3]}  # once more
         assert grow(engine, []) == {}
@@ -175,7 +184,7 @@ def test_a_lost_tree_is_told_and_a_fatal_one_given_up(
     machines: Machines, alone: dict[str, Grown], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trouble = Trouble(tmp_path, mute=TASKS[1].id, fatal=TASKS[4].id)
-    with open_ray(plan(trouble, trees_at_once=1), machines.address) as engine:
+    with opened(plan(trouble, trees_at_once=1), machines.address) as engine:
         found = grow(engine)
     lost = {TASKS[1].id: "no answer", TASKS[4].id: "3 workers died with it"}
     assert found == {**alone, **{key: Grown(key, None, why) for key, why in lost.items()}}
@@ -186,7 +195,7 @@ def test_a_lost_tree_is_told_and_a_fatal_one_given_up(
 def test_workers_that_cannot_live_end_the_harvest(machines: Machines, tmp_path: Path) -> None:
     with (
         pytest.raises(BackendError, match="the workers die: "),
-        open_ray(plan(Trouble(tmp_path, fatal="all")), machines.address, workers=1),
+        opened(plan(Trouble(tmp_path, fatal="all")), machines.address, workers=1),
     ):
         raise AssertionError("there is no engine")
     assert len(list(tmp_path.iterdir())) == 3
@@ -207,6 +216,39 @@ def test_workers_have_their_customers_model(machines: Machines, tmp_path: Path) 
         for name in ("alone", "ray")
     ]
     assert len(found[0]) == 6 and found[0] == found[1]
+    # All that the workers' models have written is there, and makes the same trees without them.
+    answers = [
+        {r["key"]: r["text"] for r in read_jsonl(tmp_path / name / COMPLETIONS)}
+        for name in ("alone", "ray")
+    ]
+    assert len(answers[0]) == alone and answers[0] == answers[1]
+    again = ["harvest", "--backend", "canned", "--model", str(tmp_path / "ray")]
+    assert main([*again, "--run", str(tmp_path / "again")]) == 0
+    assert sorted((tmp_path / "again" / "trees.jsonl").read_bytes().splitlines()) == sorted(
+        (tmp_path / "ray" / "trees.jsonl").read_bytes().splitlines()
+    )
+
+
+def test_a_limit_holds_for_all_workers_and_sessions_together(
+    machines: Machines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    with chat_server() as server:
+        server.default = says("A cheap hotel in the north, please.")
+        args = ["harvest", "--strategy", "chains", "--agent", "random", "--tasks", "12"]
+        args += ["--user", "goal", "--user-backend", "openai", "--user-base-url", server.url]
+        args += ["--engine", "ray", "--ray-address", machines.address, "--trees", "1"]
+        args += ["--run", str(run)]
+        assert main([*args, "--max-total-tokens", "60"]) == 1
+        assert "the token limit is reached" in capsys.readouterr().err
+        spent = Recording.of(run).spent
+        asked = len(server.requests)
+        assert spent.calls == asked and spent.tokens is not None and spent.tokens >= 60
+        assert len(list(read_jsonl(run / "trees.jsonl"))) < 12
+        assert main([*args, "--max-total-tokens", "60"]) == 1
+        assert len(server.requests) == asked
+        assert main(args) == 0
+    assert len(list(read_jsonl(run / "trees.jsonl"))) == 12
 
 
 class Interrupting:
@@ -228,14 +270,14 @@ def test_an_interrupted_harvest_goes_on(
 ) -> None:
     folder = RunFolder(tmp_path / "run", {})
     trees = tmp_path / "run" / "trees.jsonl"
-    with open_ray(plan(Trouble(tmp_path)), machines.address) as engine:
+    with opened(plan(Trouble(tmp_path)), machines.address) as engine:
         with pytest.raises(KeyboardInterrupt):
             harvest(engine, TASKS, folder, watcher=Interrupting(3))
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     kept = trees.read_bytes()
     finished = kept.count(b"\n")
     assert 3 <= finished < len(TASKS)  # what has come in by then is kept, too
-    with open_ray(plan(Trouble(tmp_path)), machines.address) as engine:
+    with opened(plan(Trouble(tmp_path)), machines.address) as engine:
         tally = harvest(engine, TASKS, folder, watcher=Interrupting(0))
     assert (tally.before, tally.finished) == (finished, len(TASKS))
     assert trees.read_bytes().startswith(kept)
@@ -262,7 +304,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     with (
         pytest.raises(UsageError, match=said) as error,
-        open_ray(plan(Trouble(tmp_path), **changes), machines.address, **options),
+        opened(plan(Trouble(tmp_path), **changes), machines.address, **options),
     ):
         raise AssertionError("there is no engine")
     assert "\n" not in str(error.value)
@@ -278,7 +320,7 @@ def test_an_unreachable_cluster_is_one_line(
         for address in (nobody, "auto", "mars"):
             with (
                 pytest.raises(UsageError, match="cannot reach the Ray cluster") as error,
-                open_ray(plan(Trouble(tmp_path)), address),
+                opened(plan(Trouble(tmp_path)), address),
             ):
                 raise AssertionError("there is no engine")
             assert "\n" not in str(error.value)
@@ -312,7 +354,7 @@ def test_a_dead_machines_trees_are_grown_elsewhere(
             yield task.id, task
 
     try:
-        with open_ray(plan(Trouble(workers, gate=gate)), machines.address) as engine:
+        with opened(plan(Trouble(workers, gate=gate)), machines.address) as engine:
             found = list(engine.grow(jobs(), lambda key, live: None))
     finally:
         log.removeHandler(opener)

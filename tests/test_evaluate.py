@@ -21,6 +21,7 @@ from benchmarks.__main__ import main
 from benchmarks.comparison import compare, tables
 from benchmarks.episodes import Tally, play_all
 from benchmarks.progress import Progress
+from josh_search.__main__ import main as harvest
 from toolwoz_gym import Dialogue, make_env
 from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.records import RunFolder, message_from_json, usages_to_json
@@ -86,6 +87,16 @@ def test_the_expert_beats_chance(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert "100.0 [75.8, 100.0]" in text  # Wilson: 12 of 12
     assert "| Success, % | 0.0 [0.0, 24.2] | 100.0 [75.8, 100.0] |" in written
     assert "`builtin:domains=1`" in written and "first 12 tasks of val, 1 trial each" in written
+
+
+def test_runs_of_scripts_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        args = ["evaluate", "--agent", "expert", "--also", "erring", "--tasks", "4"]
+        assert main([*args, "--run", str(tmp_path / name)]) == 0
+    assert {record["model"] for record in records(tmp_path / "a")} == {"expert", "erring"}
+    capsys.readouterr()
+    assert main(["reproducibility", "--runs", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "| 8 of 8 | 8 of 8 | 0 | 0 |" in capsys.readouterr().out
 
 
 def test_models_play_the_same_tasks_with_the_same_seeds(tmp_path: Path) -> None:
@@ -281,6 +292,16 @@ def test_an_adapter_is_compared_with_its_base(
     (adapter / "adapter_model.safetensors").write_bytes(b"trained further")
     assert main([*args, "--tasks", "6"]) == 2
     assert "another configuration" in capsys.readouterr().err
+
+
+def test_a_harvest_does_not_go_on_with_another_adapter(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["harvest", "--model", str(adapter), "--run", str(tmp_path / "run"), "--tasks"]
+    assert harvest([*args, "1"]) == 0
+    (adapter / "adapter_model.safetensors").write_bytes(b"trained further")
+    assert harvest([*args, "2"]) == 2
+    assert "another configuration (agent_adapter: " in capsys.readouterr().err
 
 
 def test_a_model_that_fails_ends_it_and_what_is_finished_is_kept(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -14,10 +16,18 @@ from hypothesis import strategies as st
 from test_backend_openai import DEAR, QUICK
 
 from agents.backends.canned import CannedBackend, ReplayBackend
-from agents.backends.journal import COMPLETIONS, Journal, Recorded, Recording, call_key
+from agents.backends.journal import (
+    COMPLETIONS,
+    Journal,
+    Notes,
+    Recorded,
+    Recording,
+    call_key,
+    to_record,
+)
 from agents.backends.openai import OpenAIBackend
 from agents.backends.spending import Budget, BudgetSpent
-from agents.base import ChatMessage, Completion, RunStopped, Sampling
+from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
 from benchmarks.__main__ import main as benchmark
 from benchmarks.reproducibility import compare_runs
 from josh_search.__main__ import main as search
@@ -71,7 +81,7 @@ def harvest(run: Path, server: ChatServer, *more: str) -> int:
 
 
 def replay(run: Path, recorded: Path, *more: str) -> int:
-    options = ["--backend", "canned", "--model", str(recorded), "--tasks", "3"]
+    options = ["--backend", "canned", "--model", str(recorded)]
     return search(["harvest", "--run", str(run), *options, *more])
 
 
@@ -239,6 +249,7 @@ def test_calls_differ_by_all_that_is_asked_for() -> None:
         call_key("m", PROMPT, Sampling(max_tokens=1)),
         call_key("m", PROMPT, Sampling(grammar="root ::= [a]")),
         call_key("m", PROMPT, Sampling(), [tool]),
+        call_key("m", PROMPT, Sampling(), [ToolSpec("fly", "High.", {})]),
     ]
     assert len(set(keys)) == len(keys)
     assert call_key("m", list(PROMPT), Sampling()) == keys[0]
@@ -261,12 +272,53 @@ def test_a_journal_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert [replayed.complete(PROMPT, Sampling(seed=seed)) for seed in answers] == again
 
 
-def test_the_first_answer_to_a_call_counts_and_all_are_paid_for(tmp_path: Path) -> None:
+def test_the_last_answer_to_a_call_counts_and_all_are_paid_for(tmp_path: Path) -> None:
+    """A tree that a worker of a cluster has begun is begun anew by another one."""
     one, two = (Completion(text, Usage(5, 1, calls=1), "stop", -0.5) for text in ("one", "two"))
     with Journal(tmp_path) as journal:
-        assert journal.keep("m", 1, one) == journal.keep("m", 1, two) == one
-        assert journal.spent.tokens == 12
-    assert Recording.of(tmp_path).find(1) == one and Recording.of(tmp_path).spent.calls == 2
+        for answer in (one, two):
+            journal.keep(to_record("m", 1, answer))
+        assert journal.find(1) == two and journal.spent.tokens == 12
+    assert Recording.of(tmp_path).find(1) == two and Recording.of(tmp_path).spent.calls == 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_equal_calls_at_once_are_made_once(tmp_path: Path, fails: bool) -> None:
+    """Unless the first fails: then the next tries."""
+    asked: list[int] = []
+    waiting = Event()
+
+    def script(prompt: Sequence[ChatMessage], sampling: Sampling) -> str:
+        asked.append(sampling.seed)
+        if sampling.seed == 0:
+            waiting.wait(10)
+            if fails and asked.count(0) == 1:
+                raise BackendError("no answer")
+        return f"answer {len(asked)}"
+
+    with Journal(tmp_path) as journal, ThreadPoolExecutor(8) as pool:
+        backend = Recorded(CannedBackend(script), journal, "m")
+        same = [pool.submit(backend.complete, PROMPT, Sampling()) for _ in range(6)]
+        other = pool.submit(backend.complete, PROMPT, Sampling(seed=1))
+        assert other.result(10), "it waits for none of them"
+        waiting.set()
+        wait(same)
+    failed = [call for call in same if call.exception()]
+    answers = {call.result() for call in same if call not in failed}
+    assert len(answers) == 1 and len(failed) == fails and asked.count(0) == 1 + fails
+    assert len(Recording.of(tmp_path).keys()) == 2
+
+
+def test_a_worker_hands_its_notes_over_once() -> None:
+    notes = Notes(Usage(3, 4))
+    backend = Recorded(CannedBackend(["one", "two"]), notes, "m")
+    first = backend.complete(PROMPT, Sampling())
+    assert backend.complete(PROMPT, Sampling()) == first
+    assert [record["text"] for record in notes.fetch()] == ["one"] and notes.fetch() == []
+    assert backend.complete(PROMPT, Sampling()) == first, "it is known still"
+    backend.complete(PROMPT, Sampling(seed=1))
+    assert [record["text"] for record in notes.fetch()] == ["two"]
+    assert notes.spent == Usage(3, 4)
 
 
 def test_what_nobody_bills_does_not_count_against_a_limit(tmp_path: Path) -> None:
@@ -335,10 +387,19 @@ def test_what_was_not_recorded_cannot_be_replayed(
     assert replay(run, recorded, "--seed", "5") == 2
     assert capsys.readouterr().err.endswith("was recorded with seed 0, not 5: leave it out\n")
     assert replay(run, recorded, "--engine", "ray") == 2
+    capsys.readouterr()
     assert replay(run, tmp_path / "nothing") == 2
-    assert "there is no run in" in capsys.readouterr().err
+    assert "--model names its folder, and there is none in" in capsys.readouterr().err
+    assert replay(recorded, recorded) == 2
+    assert "holds the recording: choose another --run" in capsys.readouterr().err
+    assert replay(run, recorded, "--tasks", "5") == 2
+    assert f"{recorded} has 3 trees only" in capsys.readouterr().err
+    assert benchmark(["evaluate", "--backend", "canned", "--model", str(recorded)]) == 2
+    assert "is no evaluation" in capsys.readouterr().err
     assert not run.exists()
-    assert replay(run, recorded, "--tasks", "5") == 1
+    file = recorded / COMPLETIONS
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
+    assert replay(run, recorded) == 1
     assert "has no answer of m to this call" in capsys.readouterr().err
     (recorded / COMPLETIONS).unlink()
     assert replay(run, recorded) == 2

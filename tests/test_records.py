@@ -260,12 +260,47 @@ def test_a_run_killed_while_it_began_can_begin_again(tmp_path: Path) -> None:
     assert {file.name for file in path.iterdir()} == {"config.json", "trees.jsonl"}
 
 
+OTHER_OPTION = {**CONFIG, "options": {"seed": 2, "world": "builtin", "range": [1, 2]}}
+
+
+def record_one(path: Path, config: dict[str, Any]) -> None:
+    log = RunFolder(path, config).log("trees")
+    log.append({"key": 1})
+    log.close()
+
+
+def test_a_run_that_came_to_nothing_makes_room_for_another(tmp_path: Path) -> None:
+    """A model's name was wrong, say: nobody has to delete a folder to put it right."""
+    path = tmp_path / "run"
+    first = RunFolder(path, OTHER_OPTION).log("trees")
+    before = contents(path)
+    RunFolder.check(path, CONFIG)
+    second = RunFolder(path, CONFIG)
+    with pytest.raises(UsageError, match="another run is writing"):
+        second.log("trees")
+    assert contents(path) == before, "it may still come to something"
+    first.close()
+    second.log("trees").close()
+    third = RunFolder(path, OTHER_OPTION)
+    record_one(path, CONFIG)
+    with pytest.raises(UsageError, match="another configuration"):
+        third.log("trees")
+    assert json.loads((path / "config.json").read_text())["options"] == CONFIG["options"]
+    with pytest.raises(UsageError, match=r"another configuration \(seed: 1, now 2\)"):
+        RunFolder(path, OTHER_OPTION)
+
+
 def other_option(path: Path) -> None:
-    RunFolder(path, {**CONFIG, "options": {"seed": 2, "world": "builtin", "range": [1, 2]}})
+    record_one(path, OTHER_OPTION)
 
 
 def other_world(path: Path) -> None:
-    RunFolder(path, {**CONFIG, "world": "x" * 64})
+    record_one(path, {**CONFIG, "world": "x" * 64})
+
+
+def only_answers(path: Path) -> None:
+    RunFolder(path, OTHER_OPTION)
+    (path / "completions.jsonl").write_text("{}\n")
 
 
 def foreign(path: Path) -> None:
@@ -300,11 +335,12 @@ def a_file(path: Path) -> None:
     ("spoil", "said"),
     [
         (other_option, r"another configuration \(seed: 2, now 1\)"),
+        (only_answers, r"another configuration \(seed: 2, now 1\)"),
         (other_world, r"another configuration \(world: xxxxxxxxxxxx\.\.\., now abc\)"),
         (foreign, "something else"),
         (damaged, "damaged"),
         (binary, "damaged"),
-        (not_an_object, "another configuration|damaged"),
+        (not_an_object, "damaged"),
         (config_is_a_folder, "cannot read"),
         (a_file, "something else"),
     ],

@@ -90,6 +90,14 @@ def test_a_mistake_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_script_that_writes_no_tokens_has_no_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(options(tmp_path / "run", "--agent", "expert")) == 2
+    assert "error: nobody counts the tokens" in capsys.readouterr().err
+    assert main(options(tmp_path / "run", "--only", "chains", "--seeds", "1")) == 0
+
+
 def test_ratios_by_hand() -> None:
     solved, costs = np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[10.0, 30.0], [10.0, 10.0]])
     estimate = ratio(solved, costs, seed=0)

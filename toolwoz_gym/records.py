@@ -2,7 +2,8 @@
 
 A run is a folder. ``config.json`` says what was asked for; a ``.jsonl`` file grows by one line for
 each finished unit of work, keyed by ``key``. Killed at any instant, the run goes on where it was: a
-torn last line is cut off, finished keys are skipped, and another configuration is refused.
+torn last line is cut off, finished keys are skipped, and another configuration is refused. A run
+that has recorded nothing yet is no run: the folder may be used for another one.
 """
 
 from __future__ import annotations
@@ -38,13 +39,9 @@ class RunFolder:
         """
         self.check(path, config)
         self.path = path
-        file = path / "config.json"
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if not file.exists():
-                write_json(file, {**config, "made_with": provenance()})
-        except OSError as error:
-            raise UsageError(f"cannot write the run folder {path}: {error.strerror}") from None
+        self._config = config
+        if not (path / "config.json").exists():
+            self._write_config()
 
     @staticmethod
     def check(path: Path, config: Mapping[str, Any]) -> None:
@@ -53,22 +50,8 @@ class RunFolder:
         Raises:
             UsageError: It holds a run of another configuration, or something else.
         """
-        file = path / "config.json"
-        try:
-            if not file.exists():
-                # A run that was killed before its config.json was whole has left a part of it.
-                if path.exists() and (
-                    not path.is_dir() or any(f.suffix != ".part" for f in path.iterdir())
-                ):
-                    raise UsageError(f"{path} holds something else: choose another run folder")
-                return
-            old = json.loads(file.read_text("utf-8"))
-        except OSError as error:
-            raise UsageError(f"cannot read the run folder {path}: {error.strerror}") from None
-        except ValueError:
-            raise UsageError(f"{file} is damaged: choose another run folder") from None
-        changes = _changes(old, json.loads(json.dumps(config)))
-        if changes:
+        changes = _changes_of(path, config)
+        if changes and any(file.stat().st_size for file in path.glob("*.jsonl")):
             raise UsageError(
                 f"{path} holds a run of another configuration ({', '.join(changes)}): "
                 "choose another run folder, or delete this one"
@@ -81,9 +64,24 @@ class RunFolder:
             UsageError: It cannot be written, or another process has it open.
         """
         log = Log(self.path / f"{name}.jsonl")
+        try:
+            self.check(self.path, self._config)  # now that nobody else writes
+            if _changes_of(self.path, self._config):  # of a run that came to nothing
+                self._write_config()
+        except UsageError:
+            log.close()
+            raise
         for part in self.path.glob(".*.part"):  # of files that a kill left half written
             part.unlink(missing_ok=True)
         return log
+
+    def _write_config(self) -> None:
+        file = self.path / "config.json"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(file, {**self._config, "made_with": provenance()})
+        except OSError as error:
+            raise UsageError(f"cannot write the run folder {self.path}: {error.strerror}") from None
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -310,6 +308,31 @@ def _whole_bytes(path: Path) -> int:
                 return start + cut + 1
             end = start
     return 0
+
+
+def _changes_of(path: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return how a configuration differs from that of the run in a folder, if there is one.
+
+    Raises:
+        UsageError: The folder holds something else.
+    """
+    file = path / "config.json"
+    try:
+        if not file.exists():
+            # A run that was killed before its config.json was whole has left a part of it.
+            if path.exists() and (
+                not path.is_dir() or any(f.suffix != ".part" for f in path.iterdir())
+            ):
+                raise UsageError(f"{path} holds something else: choose another run folder")
+            return []
+        old = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the run folder {path}: {error.strerror}") from None
+    except ValueError:
+        old = None
+    if not isinstance(old, dict):
+        raise UsageError(f"{file} is damaged: choose another run folder")
+    return _changes(old, json.loads(json.dumps(config)))
 
 
 def _changes(old: Any, new: Any, name: str = "") -> list[str]:

@@ -2,16 +2,18 @@
 
 They are found again by what was asked for. So a run that goes on asks for nothing twice: trees that
 were broken off grow again from what their models have already written. And a run can be played
-again without any model (:mod:`agents.backends.canned`).
+again without any model (:mod:`agents.backends.canned`). Workers of a cluster hand theirs to the
+driver, which has the file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
-from typing import Any, Self
+from threading import Condition, Lock
+from typing import Any, Protocol, Self
 
 from agents.base import Backend, ChatMessage, Completion, Sampling
 from toolwoz_gym.records import Log, ledger_to_json, usage_to_json
@@ -20,6 +22,9 @@ from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
 COMPLETIONS = "completions.jsonl"
 """Name of the file in a run's folder."""
+
+RECENT = 65_536
+"""So many completions a worker of a cluster remembers: more than its trees under way have made."""
 
 
 def call_key(
@@ -34,7 +39,24 @@ def call_key(
         tools: Tools that the model is shown.
     """
     said = (part for message in prompt for part in (message["role"], message["content"]))
-    return derive(model, repr(sampling), len(tools), *(tool.name for tool in tools), *said)
+    return derive(model, repr(sampling), len(tools), *map(repr, tools), *said)
+
+
+class Notebook(Protocol):
+    """Where the completions of a run are kept."""
+
+    replays: Recording | None
+    """The recording that the run plays again, if it does."""
+    spent: Usage
+    """What those took together that are charged to a budget."""
+
+    def find(self, key: int) -> Completion | None:
+        """Return the completion of a call; None if there is none."""
+        ...
+
+    def keep(self, record: Mapping[str, Any]) -> None:
+        """Keep the record of a completion, as :func:`to_record` writes it."""
+        ...
 
 
 class Recording:
@@ -51,7 +73,6 @@ class Recording:
         """
         self.path = path
         self.spent = Usage()
-        """What those took together that are charged to a budget."""
         self._places: dict[int, int] = {}
         if path.exists():
             self._read()
@@ -95,9 +116,13 @@ class Recording:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"cannot read the completions in {self.path}: {error}") from None
 
-    def _add(self, record: dict[str, Any], place: int) -> None:
-        """Take in a completion. Of equal calls the first counts, though all were paid for."""
-        self._places.setdefault(record["key"], place)
+    def _add(self, record: Mapping[str, Any], place: int) -> None:
+        """Take in a completion.
+
+        Of equal calls the last counts, though all were paid for: a tree that was begun anew
+        elsewhere has its answers.
+        """
+        self._places[record["key"]] = place
         if record["billed"]:
             self.spent += Usage(**record["usage"])
 
@@ -122,31 +147,16 @@ class Journal(Recording):
         self.replays = replays
         super().__init__(path)
 
-    def keep(
-        self, model: str, key: int, completion: Completion, *, billed: bool = True
-    ) -> Completion:
-        """Write a completion down.
-
-        Args:
-            model: The model's name.
-            key: The key of the call.
-            completion: What was written.
-            billed: Whether it was charged to a budget.
-
-        Returns:
-            The completion of this call: another one, if an equal call was answered before.
+    def keep(self, record: Mapping[str, Any]) -> None:
+        """Write the record of a completion down.
 
         Raises:
             UsageError: The file cannot be written.
         """
-        record = {"key": key, "model": model, "billed": billed, **_to_json(completion)}
         with self._lock:
             if self._log is None:
                 self._log = Log(self.path, sync=False)
-            known = key in self._places
             self._add(record, self._log.append(record))
-        # As it was written, seconds rounded: a replay adds up the same figures.
-        return (self.find(key) if known else None) or _completion(record)
 
     def __enter__(self) -> Self:
         """Return the journal itself."""
@@ -159,39 +169,104 @@ class Journal(Recording):
                 self._log.close()
 
 
+class Notes:
+    """The completions of a cluster's worker, until the driver fetches them for its journal."""
+
+    def __init__(self, spent: Usage) -> None:
+        """Begin without any.
+
+        Args:
+            spent: What earlier sessions of the run have spent.
+        """
+        self.replays: Recording | None = None
+        self.spent = spent
+        self._recent: dict[int, Completion] = {}
+        self._new: list[Mapping[str, Any]] = []
+        self._lock = Lock()
+
+    def find(self, key: int) -> Completion | None:
+        """Return the completion of a call, if it was among the last :data:`RECENT`."""
+        return self._recent.get(key)
+
+    def keep(self, record: Mapping[str, Any]) -> None:
+        """Keep the record of a completion."""
+        with self._lock:
+            self._new.append(record)
+            self._recent[record["key"]] = _completion(record)
+            if len(self._recent) > RECENT:
+                del self._recent[next(iter(self._recent))]
+
+    def fetch(self) -> list[Mapping[str, Any]]:
+        """Return the records since the last time."""
+        with self._lock:
+            new, self._new = self._new, []
+        return new
+
+
 class Recorded:
-    """A backend that writes every completion down, and asks for none that is written already."""
+    """A backend that has every completion kept, and asks for none that is kept already."""
 
     def __init__(
-        self, backend: Backend, journal: Journal, model: str, *, billed: bool = True
+        self, backend: Backend, notebook: Notebook, model: str, *, billed: bool = True
     ) -> None:
         """Record a backend.
 
         Args:
-            backend: What is asked for the completions that the journal does not have.
-            journal: The run's.
+            backend: What is asked for the completions that the notebook does not have.
+            notebook: The run's.
             model: The model's name, as the run's options have it.
             billed: Whether the backend charges its calls to a budget.
         """
         self._billed = billed
         self._backend = backend
-        self._journal = journal
+        self._notebook = notebook
         self._model = model
+        self._asked: set[int] = set()
+        self._answered = Condition()
 
     def complete(
         self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec] = ()
     ) -> Completion:
         """Write the next message of a chat: see :meth:`~agents.base.Backend.complete`."""
         key = call_key(self._model, prompt, sampling, tools)
-        known = self._journal.find(key)
-        if known is not None:
-            return known
-        completion = self._backend.complete(prompt, sampling, tools)
-        return self._journal.keep(self._model, key, completion, billed=self._billed)
+        with self._alone(key):
+            known = self._notebook.find(key)
+            if known is not None:
+                return known
+            completion = self._backend.complete(prompt, sampling, tools)
+            record = to_record(self._model, key, completion, billed=self._billed)
+            self._notebook.keep(record)
+        return _completion(record)  # seconds rounded, as a replay will read them
+
+    @contextmanager
+    def _alone(self, key: int) -> Iterator[None]:
+        """Wait until no equal call is under way: what it is answered is the answer to this one."""
+        with self._answered:
+            self._answered.wait_for(lambda: key not in self._asked)
+            self._asked.add(key)
+        try:
+            yield
+        finally:
+            with self._answered:
+                self._asked.remove(key)
+                self._answered.notify_all()
 
 
-def _to_json(completion: Completion) -> dict[str, Any]:
+def to_record(
+    model: str, key: int, completion: Completion, *, billed: bool = True
+) -> dict[str, Any]:
+    """Write a completion as a line of ``completions.jsonl``.
+
+    Args:
+        model: The model's name.
+        key: The key of the call.
+        completion: What was written.
+        billed: Whether it was charged to a budget.
+    """
     return {
+        "key": key,
+        "model": model,
+        "billed": billed,
         "text": completion.text,
         "finish": completion.finish,
         "logprob": completion.logprob,
@@ -199,6 +274,6 @@ def _to_json(completion: Completion) -> dict[str, Any]:
     }
 
 
-def _completion(record: dict[str, Any]) -> Completion:
+def _completion(record: Mapping[str, Any]) -> Completion:
     usage = Usage(**record["usage"])
     return Completion(record["text"], usage, record["finish"], record["logprob"])

@@ -17,7 +17,6 @@ import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
-from hashlib import sha256
 from itertools import count
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -48,7 +47,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from agents.backends.chat_tokens import ChatTokens
 from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
-from agents.models import base_folder, load_tokenizer, pick_dtype, resolve
+from agents.models import adapter_digest, base_folder, load_tokenizer, pick_dtype, resolve
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
 if TYPE_CHECKING:
@@ -355,10 +354,7 @@ def _lora_request(adapter: str) -> LoRARequest:
     vLLM knows adapters, and the prefixes that it keeps, by name and number: a folder that is
     overwritten in the next round must not be taken for the old one.
     """
-    digest = sha256()
-    for file in sorted(Path(adapter).glob("adapter_*")):
-        digest.update(file.read_bytes())
-    name = digest.hexdigest()
+    name = adapter_digest(adapter)
     return LoRARequest(f"adapter-{name[:16]}", 1 + int(name[:7], 16), str(Path(adapter).resolve()))
 
 
