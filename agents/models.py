@@ -189,16 +189,19 @@ def _base(name: str) -> str:
         or (name.endswith(".gguf") and path.is_file())
     ):
         return name
-    if path.exists() or name.endswith(".gguf"):
-        reason = "there is no model at this path"
-    else:
-        reason = _refusal_of_hub(name)
+    reason = "there is no model at this path" if _is_path(name) else _refusal_of_hub(name)
     if reason:
         raise UsageError(
             f"unknown model {name!r} ({reason}); give bundled, bundled-base, a folder with a model "
             "or an adapter, a .gguf file, or a hub id"
         )
     return name
+
+
+def _is_path(name: str) -> bool:
+    """Return whether a name is a path, there or not: no hub id looks like that."""
+    looks = name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
+    return looks or Path(name).exists()
 
 
 def _refusal_of_hub(name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from agents.base import AgentFactory, BackendError
+from agents.base import AgentFactory
 from agents.options import INDIFFERENT, PlayOptions
 from agents.tool_calling import system_prompt
 from benchmarks.comparison import Table

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import subprocess
 import sys
 import threading
@@ -9,6 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from email.utils import format_datetime
 from importlib.util import find_spec
@@ -28,6 +31,8 @@ from chat_server import (
     says,
     writes,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from openai import DefaultHttpxClient, OpenAI, RateLimitError
 from tenacity import RetryCallState
 
@@ -145,9 +150,8 @@ PASSING: dict[str, Behaviour] = {
 @pytest.mark.parametrize("fault", PASSING)
 def test_passing_faults_are_retried(server: ChatServer, fault: str) -> None:
     server.script = [PASSING[fault]] * 2
-    with OpenAIBackend.connect("m", server.url, patience=QUICK) as backend:
-        assert backend.complete(PROMPT, Sampling()) == HELLO
-        assert (backend.usage.calls, backend.usage.retries) == (1, 2)
+    answer = ask(server)
+    assert (answer.text, answer.usage.calls, answer.usage.retries) == ("Hello!", 1, 2)
     assert len(server.requests) == 3
     assert server.requests[0] == server.requests[2]
 
@@ -168,10 +172,30 @@ def test_silence_is_a_time_out(server: ChatServer) -> None:
     assert len(server.requests) == 4
 
 
-def test_nobody_listens() -> None:
+def test_where_nobody_has_ever_answered_nobody_is_waited_for() -> None:
     with chat_server() as gone:
         pass
-    assert "Connection refused" in error_of(gone)
+    with pytest.raises(RunStopped, match=r"Connection refused\): is the server running\?$"):
+        ask(gone)
+    assert f"m at {gone.url}: " in error_of(gone)
+
+
+@pytest.mark.parametrize("answer", [says("Hello!"), fails(503), fails(400)])
+def test_a_server_that_has_answered_may_be_away_for_a_while(answer: Behaviour) -> None:
+    with chat_server() as server:
+        server.default = answer
+        backend = OpenAIBackend.connect("m", server.url, patience=QUICK)
+        with suppress(BackendError):
+            backend.complete(PROMPT, Sampling())
+        server.default = server_module.drops
+    with backend, pytest.raises(BackendError, match=r"Connection refused\) \(4 tries\)") as raised:
+        backend.complete(PROMPT, Sampling())
+    assert not isinstance(raised.value, RunStopped)
+
+
+def test_a_server_that_is_slow_at_first_is_waited_for(server: ChatServer) -> None:
+    server.script = [server_module.hangs, server_module.drops]
+    assert ask(server, timeout=0.2) == HELLO
 
 
 # Faults that do not pass.
@@ -198,6 +222,42 @@ def test_nobody_listens() -> None:
             BackendError,
         ),
         (fails(429, "You exceeded your quota", code="insufficient_quota"), "quota", RunStopped),
+        (fails(402, "Insufficient credits. Add more", code=402), "Insufficient", RunStopped),
+        # OpenRouter's, Azure's, and such that say it elsewhere.
+        (
+            fails(
+                403,
+                "Your chosen model requires moderation and your input was flagged",
+                code=403,
+                metadata={"reasons": ["violence"], "flagged_input": "a table for two"},
+            ),
+            r"/v1: HTTP 403: Your chosen model requires moderation",
+            BackendError,
+        ),
+        (
+            fails(
+                400,
+                "The response was filtered due to the prompt triggering Azure OpenAI's content "
+                "management policy. Please modify your prompt and retry.",
+                param="prompt",
+                code="content_filter",
+            ),
+            "HTTP 400: The response was filtered",
+            BackendError,
+        ),
+        (fails(403, "Refused", code="content_policy_violation"), "403: Refused", BackendError),
+        (fails(403, "Refused", type="content_filter"), "403: Refused", BackendError),
+        (
+            fails(403, "Refused", metadata={"reasons": ["x"], "flagged_input": "my seed"}),
+            "403: Refused",
+            BackendError,
+        ),
+        (lambda handler: handler.send(b"Go away", 400), "HTTP 400: Go away", BackendError),
+        (
+            lambda handler: handler.send(b'{"error": "no"}', 401),
+            "API key .*: HTTP 401: no",
+            RunStopped,
+        ),
     ],
 )
 def test_lasting_faults_are_not_retried(
@@ -207,7 +267,7 @@ def test_lasting_faults_are_not_retried(
     with pytest.raises(BackendError) as raised:
         ask(server)
     assert type(raised.value) is kind
-    assert says in error_of(server)
+    assert re.search(says, error_of(server))
     assert len(server.requests) == 2, "one a call"
 
 
@@ -239,16 +299,72 @@ def test_a_wait_that_is_asked_for_is_kept(server: ChatServer) -> None:
             assert seconds <= wait_after(raised.value) <= (20 if header == soon else seconds)
 
 
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("-inf", 0),
+        ("inf", math.inf),
+        ("1e999", math.inf),
+        ("Mon, 01 Jan 0001 00:00:00 +1200", 0),
+        ("Mon, 01 Jan 0001 00:00:00", 0),
+        ("Wed, 21 Oct 99999 07:28:00 GMT", 0),
+        ("Wed, 21 Oct 2026 07:28:00 +99999", 0),
+        ("Fri, 31 Dec 9999 23:59:59 -1200", 0),
+        ("Wed, 21 Oct 2026 07:28:00 +9999999999999999999", 0),
+    ],
+)
+def test_odd_waits_that_are_asked_for(server: ChatServer, header: str, seconds: float) -> None:
+    """A wait without end is an error at once; what cannot be read is none."""
+    server.script = [fails(429, "slow down", headers={"Retry-After": header})]
+    if seconds:
+        assert "slow down" in error_of(server)
+        assert len(server.requests) == 1
+    else:
+        assert ask(server) == HELLO
+
+
+dates = st.builds(
+    "{}, {} {} {} {}:{}:{} {}{}".format,
+    st.sampled_from(["Mon", "", "mon"]),
+    *[st.integers(0, 40)],
+    st.sampled_from(["Jan", "Feb", "0"]),
+    st.integers(0, 10**5),
+    *[st.integers(0, 70)] * 3,
+    st.sampled_from(["GMT", "+", "-", ""]),
+    st.integers(0, 10**20),
+)
+
+
+@pytest.fixture(scope="module")
+def limited() -> RateLimitError:
+    """What is raised when a server wants to be left alone."""
+    direct = DefaultHttpxClient(trust_env=False)
+    with (
+        chat_server() as server,
+        OpenAI(api_key="k", base_url=server.url, max_retries=0, http_client=direct) as client,
+        pytest.raises(RateLimitError) as raised,
+    ):
+        server.default = fails(429)
+        client.chat.completions.create(model="m", messages=[])
+    return raised.value
+
+
+@given(st.text(max_size=20) | st.floats().map(str) | dates)
+def test_any_wait_that_is_asked_for_is_a_number(limited: RateLimitError, asked: str) -> None:
+    limited.response.headers = {"retry-after": asked}
+    assert wait_after(limited) >= 0
+
+
 def wait_after(error: Exception) -> float:
     """Return for how many seconds is waited after an error, jitter apart."""
-    retrying = Patience(first=0.0).retrying(threading.Event(), lambda state: None)
+    retrying = Patience(first=0.0).retrying(threading.Event())
     state = RetryCallState(retrying, None, (), {})
     state.set_exception((type(error), error, error.__traceback__))
     return float(retrying.wait(state))
 
 
 def test_waits_grow_and_have_jitter() -> None:
-    retrying = Patience(first=1.0, longest=30.0).retrying(threading.Event(), lambda state: None)
+    retrying = Patience(first=1.0, longest=30.0).retrying(threading.Event())
     state = RetryCallState(retrying, None, (), {})
     state.set_exception((ValueError, ValueError(), None))
     drawn = []
@@ -281,8 +397,8 @@ def test_hosted_models_want_another_name_for_the_limit(server: ChatServer) -> No
     ]
     with OpenAIBackend.connect("m", server.url) as backend:
         for _ in range(2):
-            assert backend.complete(PROMPT, Sampling(max_tokens=5)) == HELLO
-        assert backend.usage.retries == 0
+            answer = backend.complete(PROMPT, Sampling(max_tokens=5))
+            assert answer == HELLO and answer.usage.retries == 0
     limits = [{k: v for k, v in r.items() if "tokens" in k} for r in server.requests]
     assert limits == [{"max_tokens": 5}, {"max_completion_tokens": 5}, {"max_completion_tokens": 5}]
 
@@ -351,15 +467,118 @@ def test_a_temperature_is_never_left_out(server: ChatServer) -> None:
         ),
         fails(
             400,
-            "The decoder prompt (length 3031) is longer than the maximum model length of 2048.",
+            "The decoder prompt (length 128) plus the number of requested output tokens (at least "
+            "1) is longer than the maximum model length of 2048.",
+        ),
+        fails(
+            400,
+            "This model's maximum context length is 2048 tokens. However, you requested 128 output "
+            "tokens and your prompt contains at least 1921 input tokens, for a total of at least "
+            "2049 tokens.",
+        ),
+        fails(
+            400,
+            "input length and `max_tokens` exceed context limit: 199900 + 128 > 200000, decrease "
+            "input length or `max_tokens` and try again",
+        ),
+        fails(
+            400,
+            "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)",
+            param="max_tokens",
         ),
     ],
-    ids=["openai", "openai 5", "llama.cpp", "old llama.cpp", "vllm", "vllm limit", "old vllm"],
+    ids=[
+        *("openai", "openai 5", "llama.cpp", "old llama.cpp", "vllm", "vllm limit", "old vllm"),
+        *("vllm total", "anthropic", "vllm to the last token"),
+    ],
 )
 def test_a_full_context_is_an_outcome(server: ChatServer, fault: Behaviour) -> None:
     server.default = fault
     assert ask(server) == Completion("", Usage(), "context")
     assert len(server.requests) == 1
+
+
+VLLM = "This model's maximum context length is 2048 tokens"
+
+
+def test_a_prompt_alone_can_be_too_long_whatever_the_length(server: ChatServer) -> None:
+    server.default = fails(400, f"{VLLM}. However, your prompt contains at least 2049 input tokens")
+    with OpenAIBackend.connect("m", server.url) as backend:
+        assert backend.complete(PROMPT, Sampling(max_tokens=2048)).finish == "context"
+
+
+@pytest.mark.parametrize(
+    ("length", "fault"),
+    [
+        (
+            4096,
+            fails(
+                400,
+                "max_tokens=4096 cannot be greater than max_model_len=2048. Please request fewer "
+                "output tokens. (parameter=max_tokens, value=4096)",
+                type="BadRequestError",
+                param="max_tokens",
+                code=400,
+            ),
+        ),
+        (
+            2048,
+            fails(
+                400,
+                f"'max_tokens' or 'max_completion_tokens' is too large: 2048. {VLLM} and your "
+                "request has 30 input tokens (2048 > 2048 - 30).",
+            ),
+        ),
+        (
+            8192,
+            fails(
+                400,
+                f"{VLLM}. However, you requested 8256 tokens (64 in the messages, 8192 in the "
+                "completion). Please reduce the length of the messages or completion.",
+                code="context_length_exceeded",
+            ),
+        ),
+        (
+            6000,
+            fails(
+                400,
+                "max_tokens is too large: 6000. This model supports at most 4096 completion "
+                "tokens, whereas you provided 6000.",
+                param="max_tokens",
+                code="invalid_value",
+            ),
+        ),
+        (
+            10000,
+            fails(
+                400,
+                "max_tokens: 10000 > 4096, which is the maximum allowed number of output tokens",
+            ),
+        ),
+        (9000, fails(400, "Invalid max_tokens value, the valid range of max_tokens is [1, 8192]")),
+        (
+            64000,
+            fails(
+                400,
+                "The parameter max_tokens specified in the request is not valid: integer above "
+                "maximum value, expected a value <= 32768, but got 64000 instead.",
+            ),
+        ),
+        (41000, fails(400, "`max_tokens` must be less than or equal to `40960`")),
+    ],
+    ids=["vllm", "old vllm", "openai 3", "openai 4", "anthropic", "range", "value", "at most"],
+)
+def test_a_length_that_no_prompt_leaves_room_for_ends_the_run(
+    server: ChatServer, length: int, fault: Behaviour
+) -> None:
+    server.default = fault
+    with (
+        OpenAIBackend.connect("m", server.url) as backend,
+        pytest.raises(RunStopped, match=r": lower --max-tokens .*: HTTP 400: ") as raised,
+    ):
+        backend.complete(PROMPT, Sampling(max_tokens=length))
+    assert "\n" not in str(raised.value)
+    assert len(server.requests) == 1, "the length is not called by another name"
 
 
 # What comes back.
@@ -377,14 +596,15 @@ def test_usage_and_stats(server: ChatServer) -> None:
         first = backend.complete(PROMPT, Sampling()).usage
         assert (first, first.cached, first.calls, first.retries) == (Usage(100, 7), 64, 1, 0)
         assert 0 < first.seconds < 60
-        backend.complete(PROMPT, Sampling())
-        usage = backend.usage
-    assert (usage.calls, usage.prompt, usage.completion) == (2, 110, 9)
-    assert usage.cached is None, "the second answer does not say"
-    assert usage.usd is None and usage.seconds > 0
+        second = backend.complete(PROMPT, Sampling()).usage
+    assert (second, second.calls) == (Usage(10, 2), 1)
+    assert second.cached is None, "the second answer does not say"
+    assert first.usd is None, "the model's price is not known"
 
 
-@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 3, "completion_tokens": None}])
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"prompt_tokens": 3, "completion_tokens": None}, "a lot", [3]]
+)
 def test_unknown_usage_is_not_zero(server: ChatServer, usage: Any) -> None:
     server.default = answers(completion(usage=usage))
     with OpenAIBackend.connect("m", server.url, price=DEAR) as backend:
@@ -396,6 +616,43 @@ def test_unknown_usage_is_not_zero(server: ChatServer, usage: Any) -> None:
             backend.complete(PROMPT, Sampling())
             with pytest.raises(BudgetSpent, match=said):
                 backend.complete(PROMPT, Sampling())
+
+
+BROKEN_ANSWERS = {
+    "no choices": {"choices": []},
+    "no message": {"choices": [{"index": 0}]},
+    "content is a number": {"choices": [{"message": {"content": 3}}]},
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_ANSWERS)
+def test_broken_answers_cost_what_they_say(server: ChatServer, broken: str) -> None:
+    server.script = [answers(completion(**BROKEN_ANSWERS[broken]))] * 2
+    budget = Budget(max_usd=1.0)
+    cost = ask(server, price=DEAR, budget=budget).usage
+    assert (cost, cost.calls, cost.retries) == (Usage(30, 6), 1, 2)
+    assert cost.usd == pytest.approx(0.00009)
+    assert (budget.spent, budget.spent.usd) == (cost, cost.usd)
+
+
+def test_a_call_that_fails_is_charged(server: ChatServer) -> None:
+    server.default = answers(completion(choices=[]))
+    budget = Budget(max_tokens=48)
+    assert "no chat completion" in error_of(server, budget=budget)
+    assert budget.spent.tokens == 48
+    with pytest.raises(BudgetSpent):
+        ask(server, budget=budget)
+
+
+@pytest.mark.parametrize("usage", [{}, None, "many", {"prompt_tokens": 4, "completion_tokens": -1}])
+def test_broken_answers_that_do_not_say_what_they_cost_cost_nothing(
+    server: ChatServer, usage: Any
+) -> None:
+    """An error page of a proxy's is no reason to end a run that has a limit."""
+    server.script = [answers(completion(choices=[], usage=usage))]
+    budget = Budget(max_usd=1.0, max_tokens=100)
+    assert ask(server, price=DEAR, budget=budget).usage.usd == pytest.approx(0.00003)
+    assert budget.spent == Usage(10, 2)
 
 
 def test_texts_that_were_cut_off(server: ChatServer) -> None:
@@ -565,7 +822,7 @@ def test_a_wait_holds_no_place_and_ends_when_the_backend_is_closed(server: ChatS
     backend = OpenAIBackend.connect("m", server.url, concurrency=1, patience=Patience(2, 0.001, 30))
     with backend, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(backend.complete, PROMPT, Sampling())
-        while not (backend.usage.retries or waiting.done()):
+        while not (server.requests and not server.in_flight) and not waiting.done():
             time.sleep(0.001)
         assert backend.complete(PROMPT, Sampling()) == HELLO
         assert not waiting.done()
@@ -700,8 +957,8 @@ def test_litellm(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     budget = Budget(max_usd=1)
     with OpenAIBackend.litellm("openai/gpt-4o", patience=QUICK, budget=budget) as backend:
-        assert backend.complete(PROMPT, Sampling()) == HELLO
-        assert backend.usage.retries == 1
+        answer = backend.complete(PROMPT, Sampling())
+        assert answer == HELLO and answer.usage.retries == 1
         assert backend.complete(PROMPT, Sampling()).finish == "context"
         with pytest.raises(BackendError, match="API key") as raised:
             backend.complete(PROMPT, Sampling())
@@ -742,8 +999,8 @@ def test_llama_cpp_answers(llama: str) -> None:
         samplings = [Sampling(max_tokens=6, seed=seed) for seed in range(3)]
         with ThreadPoolExecutor(3) as pool:
             several = list(pool.map(lambda sampling: backend.complete(prompt, sampling), samplings))
-        assert (backend.usage.calls, backend.usage.retries) == (3, 0)
     for answer in several:
+        assert (answer.usage.calls, answer.usage.retries) == (1, 0)
         assert answer.logprob is not None and answer.logprob < 0
         assert answer.usage.prompt > 10 and 0 < answer.usage.completion <= 6
     assert len({answer.text for answer in several}) > 1

@@ -151,9 +151,12 @@ def plan(trouble: Trouble, **changes: Any) -> Plan:
 
 @contextmanager
 def opened(plan: Plan, address: str, **options: Any) -> Iterator[Engine]:
-    with tempfile.TemporaryDirectory() as run, Journal(Path(run)) as journal:
-        with open_ray(plan, address, journal=journal, **options) as engine:
-            yield engine
+    with (
+        tempfile.TemporaryDirectory() as run,
+        Journal(Path(run)) as journal,
+        open_ray(plan, address, journal=journal, **options) as engine,
+    ):
+        yield engine
 
 
 def grow(engine: Engine, tasks: Sequence[Task] = TASKS) -> dict[str, Grown]:

@@ -83,6 +83,17 @@ def test_an_unknown_model_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch
     assert_one_line(error, name, "bundled-base", "hub id")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["./nope", "../nope", "/some/missing/folder", "~/nope", "runs/round-3/adapter", "nope.gguf"],
+)
+def test_the_hub_is_not_asked_for_a_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_refusal_of_hub", lambda name: pytest.fail("asked for a path"))
+    with pytest.raises(UsageError) as error:
+        resolve(name)
+    assert_one_line(error, name, "no model at this path")
+
+
 def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise httpx.ConnectError("no route\nto host")

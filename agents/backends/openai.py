@@ -13,21 +13,22 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from threading import BoundedSemaphore, Event, Lock
+from threading import BoundedSemaphore, Event
 from typing import Any, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from openai import APIStatusError, DefaultHttpxClient, OpenAI, Timeout
-from pydantic import BaseModel, Field
-from tenacity import RetryCallState
+from openai import APIConnectionError, APIStatusError, DefaultHttpxClient, OpenAI, Timeout
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from agents.backends.retry import (
     FAILED,
     Patience,
     concerns_all,
     describe,
+    is_unreachable,
     overflows,
     refused_parameter,
+    wants_too_much,
 )
 from agents.backends.spending import OPENAI, Budget, Price, prices
 from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
@@ -76,20 +77,25 @@ class _Choice(BaseModel):
     logprobs: _Logprobs | None = None
 
 
-class _PromptDetails(BaseModel):
-    cached_tokens: int | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-
-
 class _Answer(BaseModel):
     """What is read of a chat completion. Anything that does not fit is a broken answer."""
 
     choices: list[_Choice] = Field(min_length=1)
+
+
+class _PromptDetails(BaseModel):
+    cached_tokens: NonNegativeInt | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: NonNegativeInt | None = None
+    completion_tokens: NonNegativeInt | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class _Bill(BaseModel):
+    """What is read of an answer even if it is broken. What does not fit is not known."""
+
     usage: _Usage | None = None
 
 
@@ -142,8 +148,6 @@ class OpenAIBackend:
                 f"the price of {model!r} is unknown, so dollars cannot be limited: limit tokens, "
                 "or add its price to agents/prices.toml"
             )
-        self.usage = Usage()
-        """Of all calls so far; its retries are also those of calls that failed in the end."""
         self._send = send
         self._model = model
         self._name = f"{model} at {place}" if place else model
@@ -153,7 +157,7 @@ class OpenAIBackend:
         self._close = close
         self._places = BoundedSemaphore(concurrency)
         self._closing = Event()
-        self._counting = Lock()
+        self._answered = False  # whether the server has ever answered, if only with an error
         self._refused: set[str] = set()  # parameters that the server does not take
 
     @classmethod
@@ -249,26 +253,30 @@ class OpenAIBackend:
             tools: Tools that the model may call in its own format. A call comes back as the action
                 that makes it. None: the model sees no tools but those that the prompt tells of.
 
+        Returns:
+            The completion. Its usage is that of all tries: answers that were broken are paid too.
+
         Raises:
-            RunStopped: No call can succeed: the key, the model's name or the address is wrong, or
-                the budget is spent (:class:`~agents.backends.spending.BudgetSpent`).
+            RunStopped: No call can succeed: the key, the model's name or the address is wrong,
+                nobody is there, ``max_tokens`` is more than the model can write, or the budget is
+                spent (:class:`~agents.backends.spending.BudgetSpent`).
             BackendError: There is no answer to be had.
         """
         began = time.perf_counter()
         request = self._request(prompt, sampling, tools)
-        retrying = self._patience.retrying(self._closing, self._count_retry)
+        retrying = self._patience.retrying(self._closing)
+        bills: list[Usage] = []
         try:
-            answer: Completion = retrying(self._ask, request)
+            answer: Completion = retrying(self._ask, request, bills)
         except FAILED as error:
             tries = retrying.statistics["attempt_number"]
             often = f" ({tries} tries)" if tries > 1 else ""
             kind = RunStopped if concerns_all(error) else BackendError
             # Not chained: the server's words can repeat the key.
-            raise kind(_without_keys(f"{self._name}: {describe(error)}{often}")) from None
-        call = Usage(calls=1, seconds=time.perf_counter() - began)
-        self._count(answer.usage + call)
-        retries = Usage(retries=retrying.statistics["attempt_number"] - 1)
-        return replace(answer, usage=answer.usage + call + retries)
+            raise kind(self._line(f"{describe(error)}{often}")) from None
+        retries = retrying.statistics["attempt_number"] - 1
+        call = Usage(calls=1, retries=retries, seconds=time.perf_counter() - began)
+        return replace(answer, usage=sum(bills, call))
 
     def close(self) -> None:
         """Break off waiting calls, and take no more."""
@@ -307,8 +315,13 @@ class OpenAIBackend:
             request["extra_body"] = {"structured_outputs": form, **form}
         return request
 
-    def _ask(self, request: Mapping[str, Any]) -> Completion:
-        """Send a request once, and again without a parameter that the server refuses."""
+    def _ask(self, request: Mapping[str, Any], bills: list[Usage]) -> Completion:
+        """Send a request once, and again without a parameter that the server refuses.
+
+        Args:
+            request: Its parameters.
+            bills: What the answers cost is added here.
+        """
         while True:
             sent = self._accepted(request)
             with self._places:
@@ -317,7 +330,16 @@ class OpenAIBackend:
                 self._budget.check()
                 try:
                     answer = self._send(**sent)
+                except APIConnectionError as error:
+                    if self._answered or not is_unreachable(error):
+                        raise
+                    line = f"{describe(error)}: is the server running?"
+                    raise RunStopped(self._line(line)) from None
                 except APIStatusError as error:
+                    self._answered = True
+                    if wants_too_much(error, request["max_tokens"]):
+                        advice = "lower --max-tokens (a customer's: --user-max-tokens)"
+                        raise RunStopped(self._line(f"{advice}: {describe(error)}")) from None
                     if overflows(error):
                         return Completion("", Usage(), "context")
                     refused = refused_parameter(error, {"max_tokens", *_NOT_ESSENTIAL} & {*sent})
@@ -325,7 +347,8 @@ class OpenAIBackend:
                         raise
                     self._refused.add(refused)
                 else:
-                    return self._read(answer)
+                    self._answered = True
+                    return self._read(answer, bills)
 
     def _accepted(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return a request without what the server is known to refuse.
@@ -338,14 +361,19 @@ class OpenAIBackend:
             sent["max_completion_tokens"] = request["max_tokens"]
         return sent
 
-    def _read(self, answer: object) -> Completion:
+    def _read(self, answer: object, bills: list[Usage]) -> Completion:
         """Read an answer, and charge what it cost."""
-        read = _Answer.model_validate(answer, from_attributes=True)
-        choice, said = read.choices[0], read.usage or _Usage()
-        details = said.prompt_tokens_details or _PromptDetails()
-        tokens = Usage(said.prompt_tokens, said.completion_tokens, details.cached_tokens)
-        usage = replace(tokens, usd=None if self._price is None else self._price.cost(tokens))
-        self._budget.charge(usage)
+        usage = _tokens(answer)
+        usage = replace(usage, usd=None if self._price is None else self._price.cost(usage))
+        try:
+            choice = _Answer.model_validate(answer, from_attributes=True).choices[0]
+        except ValidationError:
+            # A proxy's error page, perhaps: nobody says that it was billed.
+            usage = Usage() if usage.tokens is None else usage
+            raise
+        finally:
+            self._budget.charge(usage)
+            bills.append(usage)
         return Completion(
             _action(choice.message),
             usage,
@@ -353,17 +381,24 @@ class OpenAIBackend:
             _logprob(choice),
         )
 
-    def _count(self, usage: Usage) -> None:
-        with self._counting:
-            self.usage += usage
-
-    def _count_retry(self, state: RetryCallState) -> None:
-        self._count(Usage(retries=1))
+    def _line(self, said: str) -> str:
+        """Return what an error says: whose it is, and no key."""
+        return _without_keys(f"{self._name}: {said}")
 
 
 def _plain(message: ChatMessage) -> ChatMessage:
     """Write a message as text."""
     return {"role": message["role"], "content": encodable(message["content"])}
+
+
+def _tokens(answer: object) -> Usage:
+    """Return how many tokens an answer took, which may be broken otherwise."""
+    try:
+        said = _Bill.model_validate(answer, from_attributes=True).usage or _Usage()
+    except ValidationError:
+        said = _Usage()
+    details = said.prompt_tokens_details or _PromptDetails()
+    return Usage(said.prompt_tokens, said.completion_tokens, details.cached_tokens)
 
 
 def _action(message: _Message) -> str:

@@ -6,18 +6,19 @@ Errors are those of the ``openai`` library; LiteLLM's derive from them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container
+from collections.abc import Container
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from json import JSONDecodeError
+from socket import gaierror
 from threading import Event
 from typing import Any
 
 from openai import APIConnectionError, APIError, APIResponseValidationError, OpenAIError
 from pydantic import ValidationError
 from tenacity import (
-    RetryCallState,
     Retrying,
     retry_if_exception,
     stop_after_attempt,
@@ -37,9 +38,22 @@ _PASSING_STATUS = frozenset({408, 409, 425, 429})
 _NO_CONTEXT_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 
 _NO_CONTEXT = re.compile(
-    r"maximum (context|model|prompt) length|context (length|window|size)"
-    r"|tokens exceed the configured limit|prompt is too long",
+    r"maximum (context|model|prompt) length|context (length|window|size|limit)"
+    r"|tokens exceed the configured limit|prompt is too long"
+    r"|max_tokens must be at least 1, got 0",  # vLLM's, when the prompt fills it to the last token
     re.IGNORECASE,
+)
+
+_CONTEXT = re.compile(r"maximum (?:context|model) length (?:is|of) +(\d+)", re.IGNORECASE)
+
+_LENGTH = ("max_tokens", "max_completion_tokens")
+
+_TOO_LARGE = re.compile(
+    r"too large|greater than|less than|above maximum|maximum allowed|range of", re.IGNORECASE
+)
+
+_MODERATED = re.compile(
+    r"moderation|flagged|content.?(filter|policy|management)|guardrail", re.IGNORECASE
 )
 
 
@@ -54,12 +68,11 @@ class Patience:
     longest: float = 60.0
     """Seconds: the most that is waited unasked. A server that asks for more has failed."""
 
-    def retrying(self, closing: Event, on_retry: Callable[[RetryCallState], None]) -> Retrying:
+    def retrying(self, closing: Event) -> Retrying:
         """Return what tries again after errors that pass.
 
         Args:
             closing: Ends a wait when it is set.
-            on_retry: Called before each wait.
         """
         return Retrying(
             retry=retry_if_exception(self._passes),
@@ -67,15 +80,16 @@ class Patience:
             wait=wait_exception(_asked_wait)
             + wait_random_exponential(multiplier=self.first, max=self.longest),
             sleep=sleep_using_event(closing),
-            before_sleep=on_retry,
             reraise=True,
         )
 
     def _passes(self, error: BaseException) -> bool:
         """Return whether the same request may succeed later."""
+        if _asked_wait(error) > self.longest:
+            return False
         if isinstance(error, (APIConnectionError, *BROKEN)):
             return True
-        if not isinstance(error, APIError) or _asked_wait(error) > self.longest:
+        if not isinstance(error, APIError):
             return False
         status = _status(error)
         return not concerns_all(error) and (status in _PASSING_STATUS or status >= 500)
@@ -89,21 +103,41 @@ def concerns_all(error: Exception) -> bool:
     """
     if not isinstance(error, APIError):
         return False
-    return _status(error) in _HINTS or error.code == "insufficient_quota"
+    lasting = _status(error) in _HINTS and not _is_moderated(error)
+    return lasting or error.code == "insufficient_quota"
+
+
+def is_unreachable(error: APIConnectionError) -> bool:
+    """Return whether nobody listens at the address, or there is no such host."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, (ConnectionRefusedError, gaierror)):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def overflows(error: APIError) -> bool:
     """Return whether a request was refused because the model's context is too short for it."""
     if {str(error.code), str(error.type)} & _NO_CONTEXT_CODES:
         return True
-    return _status(error) in (400, 413, 422) and bool(_NO_CONTEXT.search(error.message))
+    return _status(error) in (400, 413, 422) and bool(_NO_CONTEXT.search(_said(error)))
+
+
+def wants_too_much(error: APIError, max_tokens: int) -> bool:
+    """Return whether ``max_tokens`` alone is refused: no prompt would be short enough for it."""
+    said = _said(error)
+    if overflows(error):
+        context = _CONTEXT.search(said)
+        # Of a prompt that is too long by itself, vLLM says so without a word about the length.
+        named = str(max_tokens) in re.findall(r"\d+", _CONTEXT.sub("", said))
+        return context is not None and named and max_tokens >= int(context[1])
+    return refused_parameter(error, _LENGTH) is not None and bool(_TOO_LARGE.search(said))
 
 
 def refused_parameter(error: APIError, names: Container[str]) -> str | None:
     """Return which of the parameters ``names`` a server refuses; None: it is another fault."""
-    if _status(error) not in (400, 403, 422):
+    if _status(error) not in (400, 403, 422) or _is_moderated(error):
         return None
-    words = re.findall(r"\w+", f"{error.param or ''} {error.message}")
+    words = re.findall(r"\w+", f"{error.param or ''} {_said(error)}")
     return next((word for word in words if word in names), None)
 
 
@@ -117,25 +151,36 @@ def describe(error: Exception) -> str:
         return "the answer is not valid JSON"
     if isinstance(error, APIConnectionError):
         cause = error.__cause__
-        return _line(error.message if cause is None else f"{error.message} ({cause or cause!r})")
+        return _line(f"{error.message} ({str(cause) or repr(cause)})" if cause else error.message)
     if isinstance(error, APIError):
         status = _status(error)
         said = _line(_said(error))
-        hint = _HINTS.get(status, "")
+        hint = _HINTS.get(status, "") if concerns_all(error) else ""
         return f"{hint}HTTP {status}: {said}" if status else said
     return _line(str(error))
 
 
 _HINTS = {
     401: "the API key is missing or wrong: ",
+    402: "the account has run dry: ",
     403: "the API key does not allow it: ",
     404: "unknown model or address: ",
 }
 
 
+def _is_moderated(error: APIError) -> bool:
+    """Return whether a content filter refused this one prompt.
+
+    Its 403 says so in a code, a type, in words or in OpenRouter's ``metadata``.
+    """
+    return _status(error) == 403 and bool(_MODERATED.search(f"{error.message} {error.body}"))
+
+
 def _said(error: APIError) -> str:
     """Return the server's own words, where it wrote any."""
     body: Any = error.body
+    if isinstance(body, str) and body:
+        return body
     for key in ("message", "detail"):
         if isinstance(body, dict) and isinstance(body.get(key), str):
             return str(body[key])
@@ -152,15 +197,12 @@ def _asked_wait(error: BaseException) -> float:
     """Return for how many seconds the server asks to be left alone; 0.0: it does not."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     asked = str(headers.get("retry-after", ""))
-    try:
+    with suppress(ValueError):
         return max(0.0, float(asked))
-    except ValueError:
-        pass
-    try:
-        moment = parsedate_to_datetime(asked)
-    except ValueError:
-        return 0.0
-    return max(0.0, (moment.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+    with suppress(ValueError, OverflowError):  # years and time zones that there are not
+        moment = parsedate_to_datetime(asked).astimezone(UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    return 0.0
 
 
 def _line(text: str) -> str:

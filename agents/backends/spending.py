@@ -105,6 +105,6 @@ class Budget:
             )
 
     def charge(self, usage: Usage) -> None:
-        """Count an answered call."""
+        """Count what an answer cost."""
         with self._lock:
             self.spent += usage

@@ -235,9 +235,8 @@ class TransformersBackend:
                 makes it. None: the model sees no tools but those that the prompt tells of.
 
         Raises:
-            UsageError: xgrammar is not installed.
-            BackendError: The model failed, its chat template refuses the chat, or the backend is
-                closed.
+            UsageError: xgrammar is not installed, or the model's chat template refuses the chat.
+            BackendError: The model failed, or the backend is closed.
         """
         began = time.perf_counter()
         tokens = self._tokens.encode(prompt, tools)
@@ -528,9 +527,8 @@ class _Group:
         room = len(self._slots)
         if count > room:
             more = _filled(max(count, 2 * room), self._multiple) - room
-            self.cells.extend(
-                more
-            )  # zeros: what is hidden is multiplied by 0, and NaN would spread
+            # With zeros: what is hidden is multiplied by 0, and NaN would spread.
+            self.cells.extend(more)
             self._slots = np.concatenate([self._slots, np.full(more, -1)])
 
 
@@ -625,9 +623,7 @@ def _grouped_attention(
     """Attention to the columns of groups; with any other cache, as ``sdpa`` computes it."""
     if isinstance(key, _Layer):
         return key.attend(query, attention_mask, how.get("scaling")), None
-    output: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **how)[
-        0
-    ]
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **how)
     return output, None
 
 
