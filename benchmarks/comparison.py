@@ -83,24 +83,35 @@ class Comparison:
     """The figures of an evaluation."""
 
     results: tuple[Result, ...]
+    """Each model, on the tasks of which every episode is there; none without such a task."""
     differences: tuple[Difference, ...]
     """Each further model against the first."""
 
 
-def compare(records: Iterable[Record], models: Sequence[str], *, seed: int) -> Comparison:
+def compare(
+    records: Iterable[Record], models: Sequence[str], *, trials: int, seed: int
+) -> Comparison:
     """Work out the figures of an evaluation.
 
+    Tasks of which an episode is missing, whichever model's, are left out.
+
     Args:
-        records: Every trial of every task for every model, in any order.
+        records: The episodes, in any order.
         models: The models by label; the first is the baseline of the others.
+        trials: Episodes per model and task.
         seed: The luck of the bootstrap.
     """
     episodes: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
     for record in records:
         slim = {name: value for name, value in record.items() if name != "messages"}
         episodes[record["model"]].append(slim)
-    for played in episodes.values():
-        played.sort(key=lambda record: (record["task_id"], record["trial"]))
+    counts = Counter(record["task_id"] for played in episodes.values() for record in played)
+    whole = {task for task, count in counts.items() if count == trials * len(models)}
+    if not whole:
+        return Comparison((), ())
+    for model, played in episodes.items():
+        kept = (record for record in played if record["task_id"] in whole)
+        episodes[model] = sorted(kept, key=lambda record: (record["task_id"], record["trial"]))
     results = tuple(_result(model, episodes[model], seed) for model in models)
     first, *others = models
     return Comparison(

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-from agents.base import AgentFactory
+from agents.base import AgentFactory, BackendError, RunStopped
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.pools import as_finished
 from toolwoz_gym.records import (
@@ -28,6 +28,9 @@ from toolwoz_gym.users.faults import faults
 TRAJECTORIES = "trajectories"
 """Name of the log of finished episodes."""
 
+MOST_LOST = 20
+"""An evaluation is broken off when so many episodes in a row were lost: the model must be down."""
+
 Player: TypeAlias = Callable[[Dialogue], AbstractContextManager[tuple[Dialogue, AgentFactory]]]
 """Loads who plays, for as long as that takes, as :meth:`agents.options.PlayOptions.open_players`
 does."""
@@ -42,6 +45,8 @@ class Tally:
     """Finished episodes, by model."""
     solved: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    """Episodes without a record, by reason: a model behind them did not answer."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count a finished episode."""
@@ -68,8 +73,11 @@ def play_all(
     trials: int,
     episodes_at_once: int,
     watcher: Watcher,
-) -> None:
+) -> Tally:
     """Play every episode that the folder has no record of yet, one model after the other.
+
+    An episode is lost when a model behind it does not answer. It leaves no record, the others go
+    on, and the next run plays it again.
 
     Args:
         dialogue: The rules of play, with any customer.
@@ -83,8 +91,11 @@ def play_all(
             together.
         watcher: Is told of every finished episode.
 
+    Returns:
+        What the folder holds now, and what was lost.
+
     Raises:
-        BackendError: A model did not answer. Episodes that were finished are in the folder.
+        BackendError: No model answers any more. Episodes that were finished are in the folder.
     """
     tally = Tally(len(players) * len(tasks) * trials)
     log = folder.log(TRAJECTORIES)
@@ -120,15 +131,28 @@ def play_all(
                 played = (pool.submit(episode, model, seated, make_agent, *pair) for pair in wanted)
                 try:
                     with closing(as_finished(played)) as groups:
+                        in_a_row = 0
                         for future in (future for done in groups for future in done):
-                            record = future.result()
-                            log.append(record)
-                            tally.add(record)
-                            watcher.update(tally, record)
+                            try:
+                                record = future.result()
+                            except RunStopped:
+                                raise
+                            except BackendError as error:
+                                in_a_row += 1
+                                if in_a_row == MOST_LOST:
+                                    raise
+                                tally.lost[str(error)] += 1
+                                watcher.update(tally, None)
+                            else:
+                                in_a_row = 0
+                                log.append(record)
+                                tally.add(record)
+                                watcher.update(tally, record)
                 finally:
                     pool.shutdown(wait=False, cancel_futures=True)
     finally:
         log.close()
+    return tally
 
 
 def _key(model: str, task: Task, trial: int) -> str:

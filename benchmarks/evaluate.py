@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from agents.base import BackendError
 from agents.customers import FORMS
 from agents.options import INDIFFERENT, SCRIPTS, PlayOptions
 from benchmarks.comparison import Comparison, compare, tables
@@ -76,7 +77,8 @@ def run(options: EvaluateOptions) -> None:
 
     Raises:
         UsageError: An option makes no sense, or the run folder cannot be used.
-        BackendError: A model did not answer. Episodes that were finished are in the folder.
+        BackendError: A model did not answer. Episodes that were finished are in the folder, and
+            figures of the tasks of which all are.
     """
     for name in ("tasks", "trials", "max_steps", "episodes_at_once"):
         if getattr(options, name) < 1:
@@ -111,7 +113,7 @@ def run(options: EvaluateOptions) -> None:
 
     folder = RunFolder(options.run, config)
     with asked.open_journal(options.run) as journal, Progress() as progress:
-        play_all(
+        tally = play_all(
             env.dialogue,
             {
                 label: partial(player.open_players, notebook=journal)
@@ -125,19 +127,28 @@ def run(options: EvaluateOptions) -> None:
             watcher=progress,
         )
     records = read_jsonl(options.run / f"{TRAJECTORIES}.jsonl")
-    comparison = compare(records, list(players), seed=options.seed)
-    write_json(options.run / "summary.json", {**config, **asdict(comparison)})
-    write_text(options.run / "evaluation.md", _markdown(options, world, comparison))
-    print_tables(comparison)
-    print(f"tables and trajectories are in {options.run}")
+    comparison = compare(records, list(players), trials=options.trials, seed=options.seed)
+    lost = {"infra_error": tally.lost.total(), "infra_reasons": dict(tally.lost.most_common())}
+    write_json(options.run / "summary.json", {**config, **lost, **asdict(comparison)})
+    if comparison.results:
+        write_text(options.run / "evaluation.md", _markdown(options, world, comparison))
+        print_tables(comparison)
+        print(f"tables and trajectories are in {options.run}")
+    if tally.lost:
+        raise BackendError(
+            f"{tally.lost.total()} of {tally.episodes} episodes have no record, and their tasks no "
+            f"part in the figures: the model did not answer ({tally.lost.most_common()[0][0]})"
+        )
 
 
 def _markdown(options: EvaluateOptions, world: str, comparison: Comparison) -> str:
     trials = "1 trial" if options.trials == 1 else f"{options.trials} trials"
+    left_out = options.tasks - comparison.results[0].tasks
+    without = f" without {left_out} of which an episode is missing" if left_out else ""
     return "\n\n".join(
         [
             f"{options.env}, world `{options.world}` ({world[:12]}), first {options.tasks} tasks "
-            f"of {options.split}, {trials} each, seed {options.seed}, "
+            f"of {options.split}{without}, {trials} each, seed {options.seed}, "
             f"{_agent(options)}, customer {_customer(options)}.",
             *(table.markdown() for table in tables(comparison)),
             "In brackets: 95 % confidence intervals (success: Wilson; progress and differences: "

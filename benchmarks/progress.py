@@ -28,6 +28,8 @@ class Progress(LiveLine):
             *(Text(f"{m}: {tally.solved[m]}/{n} solved") for m, n in tally.played.items()),
             Text(f"{tally.tokens / 1000:.0f}k tokens"),
         ]
+        if tally.lost:
+            figures.append(Text(f"{tally.lost.total()} lost", "red"))
         line = None if record is None else _episode_line(record, tally)
         self.show(tally.played.total(), tally.episodes, figures, line)
 

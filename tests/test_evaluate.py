@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from agents.backends.canned import CannedBackend
-from agents.base import AgentFactory, ChatMessage, Sampling
+from agents.base import AgentFactory, BackendError, ChatMessage, Sampling
 from agents.options import AgentOptions
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.tool_calling import ToolCallingAgent
@@ -25,7 +25,7 @@ from josh_search.__main__ import main as harvest
 from toolwoz_gym import Dialogue, make_env
 from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.records import RunFolder, message_from_json, usages_to_json
-from toolwoz_gym.types import Domain, Usage
+from toolwoz_gym.types import Domain, Message, Task, Usage
 
 ARGS = ["evaluate", "--agent", "random", "--also", "expert", "--tasks", "12"]
 
@@ -184,7 +184,7 @@ def test_records_say_what_went_wrong_and_what_it_cost(tmp_path: Path, env: Dialo
     assert len(written) == record["steps"]
     assert record["usage"]["agent"]["prompt"] == sum(m.usage.prompt for m in written if m.usage)
 
-    comparison = compare([record], ["canned"], seed=0)
+    comparison = compare([record], ["canned"], trials=1, seed=0)
     assert not comparison.differences
     (table,) = tables(comparison)
     cells = {name: cell for name, cell in table.rows}
@@ -218,8 +218,8 @@ def test_the_comparison_pairs_tasks_and_trials_in_whatever_order_they_ended() ->
         for trial, reward in enumerate(trials)
     ]
     as_they_ended = sorted(played, key=lambda record: (record["trial"], record["reward"]))
-    comparison = compare(played, ["base", "other"], seed=0)
-    assert comparison == compare(as_they_ended, ["base", "other"], seed=0)
+    comparison = compare(played, ["base", "other"], trials=2, seed=0)
+    assert comparison == compare(as_they_ended, ["base", "other"], trials=2, seed=0)
     base, other = comparison.results
     assert (base.pass_hat, other.pass_hat) == ((0.5, 0.25), (0.625, 0.25))
     assert base.success_unidle and base.success_unidle.value == 0.5  # of tasks 0, 2 and 3
@@ -304,7 +304,63 @@ def test_a_harvest_does_not_go_on_with_another_adapter(
     assert "another configuration (agent_adapter: " in capsys.readouterr().err
 
 
-def test_a_model_that_fails_ends_it_and_what_is_finished_is_kept(
+def test_an_episode_that_a_model_does_not_answer_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = make_env("ToolWOZ-v0", world="builtin:domains=1", split="val")
+    refused = {env.tasks[3].id, env.tasks[7].id}
+
+    class Picky:
+        def __init__(self, task: Task) -> None:
+            self.task = task
+
+        def act(self, view: Sequence[Message], *, seed: int) -> Message:
+            if self.task.id in refused:
+                raise BackendError("the prompt was flagged")
+            return ExpertAgent(self.task).act(view, seed=seed)
+
+    @contextmanager
+    def opened(
+        options: AgentOptions, domain: Domain, notebook: object = None
+    ) -> Iterator[AgentFactory]:
+        yield ExpertAgent if options.model == "bundled-base" else Picky
+
+    monkeypatch.setattr(AgentOptions, "open", opened)
+    args = ["evaluate", "--model", "bundled-base", "--also", "bundled", "--tasks", "10"]
+    args += ["--run", str(tmp_path)]
+    assert main(args) == 1
+    assert capsys.readouterr().err == (
+        "error: 2 of 20 episodes have no record, and their tasks no part in the figures: the model "
+        "did not answer (the prompt was flagged); what is finished is kept: run again to go on\n"
+    )
+    found = summary(tmp_path)
+    assert (found["infra_error"], found["infra_reasons"]) == (2, {"the prompt was flagged": 2})
+    assert [(r["tasks"], r["success"]["value"]) for r in found["results"]] == [(8, 1.0)] * 2
+    written = (tmp_path / "evaluation.md").read_text()
+    assert "first 10 tasks of val without 2 of which an episode is missing, 1 trial" in written
+    refused.clear()
+    assert main(args) == 0
+    found = summary(tmp_path)
+    assert found["infra_error"] == 0 and [r["tasks"] for r in found["results"]] == [10, 10]
+    assert "without" not in (tmp_path / "evaluation.md").read_text()
+
+
+def test_a_model_that_fails_for_good_is_not_asked_for_every_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(AgentOptions, "open", lambda options, domain, notebook=None: canned([]))
+    args = ["evaluate", "--model", "bundled-base", "--tasks", "60", "--run", str(tmp_path)]
+    assert main(args) == 1
+    assert capsys.readouterr().err.startswith("error: all canned texts are written; what is")
+    assert not (tmp_path / "summary.json").exists()
+    monkeypatch.setattr(AgentOptions, "open", lambda options, domain, notebook=None: canned([]))
+    few = ["evaluate", "--model", "bundled-base", "--tasks", "6", "--run", str(tmp_path)]
+    assert main(few) == 1
+    assert "6 of 6 episodes have no record" in capsys.readouterr().err
+    assert summary(tmp_path)["results"] == []
+
+
+def test_a_model_that_fails_later_keeps_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = ["Hello there."] * 30
@@ -312,14 +368,11 @@ def test_a_model_that_fails_ends_it_and_what_is_finished_is_kept(
     args = ["evaluate", "--model", "bundled-base", "--tasks", "12", "--run", str(tmp_path)]
     args += ["--episodes-at-once", "1"]
     assert main(args) == 1
-    error = capsys.readouterr().err
-    assert error == (
-        "error: all canned texts are written; what is finished is kept: run again to go on\n"
-    )
     kept = records(tmp_path)
     assert 0 < len(kept) < 12
     assert sum(record["steps"] for record in kept) <= 30
-    assert not (tmp_path / "summary.json").exists()
+    assert f"{12 - len(kept)} of 12 episodes have no record" in capsys.readouterr().err
+    assert summary(tmp_path)["results"][0]["tasks"] == len(kept)
 
     texts += ["Hello there."] * 600
     assert main(args) == 0
