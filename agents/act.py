@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agents.grammar import call_rules
+from agents.grammar import WORDS, call_rules
 from agents.tool_calling import signature
 from toolwoz_gym.actions import CALL_FORM, mistake, parse_action
 from toolwoz_gym.types import Message, ToolSpec
@@ -15,7 +15,7 @@ from toolwoz_gym.types import Message, ToolSpec
 RESPOND = ToolSpec(
     "respond",
     "Say something to the customer.",
-    {"content": {"type": "string", "description": "the words"}},
+    {"content": {**WORDS, "description": "the words"}},
     required=("content",),
 )
 """What an agent speaks with."""

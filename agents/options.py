@@ -72,12 +72,12 @@ _WAYS: Mapping[str, _Way] = {"tool_calling": tool_calling, "react": react, "act"
 
 
 @cache
-def _has_tool_format(model: str) -> bool:
+def _has_tool_format(model: str, *, silences: bool) -> bool:
     """Return whether a model's chat template shows tool calls in a format that is read here."""
     from agents.models import load_tokenizer
 
     tokenizer = load_tokenizer(resolve(model))
-    return is_native(partial(tokenizer.apply_chat_template, tokenize=False))
+    return is_native(partial(tokenizer.apply_chat_template, tokenize=False), silences=silences)
 
 
 INDIFFERENT = frozenset(
@@ -204,7 +204,7 @@ class AgentOptions:
             return forced  # as in the recorded run
         if self.backend in _SERVERS:
             return forced or self.backend == "litellm" or self.base_url == OPENAI
-        native = _has_tool_format(self.model)
+        native = _has_tool_format(self.model, silences=not forced)
         if forced and not native:
             raise UsageError(
                 f"the chat template of {self.model!r} shows no tool calls in a format that is read "

@@ -50,7 +50,13 @@ class ToolCallingAgent:
         raw = completion.text
         if self.tools and message.call is not None:
             raw = format_call(message.call)  # however it was spelt, the template shows it one way
-        return replace(message, raw=raw, usage=completion.usage, logprob=completion.logprob)
+        return replace(
+            message,
+            raw=raw,
+            usage=completion.usage,
+            logprob=completion.logprob,
+            cut_off=completion.finish == "length" and message.call is None,  # calls are whole
+        )
 
     def prompt(self, view: Sequence[Message]) -> list[ChatMessage]:
         """Return exactly what the model is shown before it writes its next message."""
@@ -87,6 +93,9 @@ def render_prompt(
 ) -> list[ChatMessage]:
     """Write a dialogue as the chat that a model is shown.
 
+    What the customer says to an agent that has fallen silent is shown with what comes before it, in
+    one user message: many chat templates want roles to alternate.
+
     Args:
         system: The system prompt.
         view: The dialogue so far.
@@ -100,6 +109,8 @@ def render_prompt(
             chat.append({"role": "assistant", "content": text})
         elif message.role == "tool" and not native:
             chat.append({"role": "user", "content": f"[tool] {message.content}"})
+        elif message.role == chat[-1]["role"] == "user":
+            chat[-1]["content"] += f"\n{message.content}"
         else:
             chat.append({"role": message.role, "content": message.content})
     return chat

@@ -19,9 +19,13 @@ from toolwoz_gym.actions import format_call, parse_action
 from toolwoz_gym.types import ToolCall, ToolSpec
 
 _MARK = re.compile(r"<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
+"""What stands before a call."""
 
-_NAMED = re.compile(r"([\w.-]+)\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(\{.*)", re.DOTALL)
-"""A call as newer Mistral models write it: the tool's name, then its arguments."""
+_BOUND = re.compile(rf"{_MARK.pattern}|</tool_call>|</think>")
+"""What cannot be part of a call, unless it is in a text of its JSON."""
+
+_HEAD = re.compile(r"[\s,;\[]*(?:([\w.-]+)\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*)?(?=\{)")
+"""What can stand before the JSON of a call: newer Mistral models write the tool's name there."""
 
 _KEYS = {"parameters": "arguments"}
 """What Llama 3 calls otherwise."""
@@ -56,7 +60,8 @@ def native_chat(prompt: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """Write a chat with its tool calls as chat templates take them.
 
     Templates refuse a call without an answer and an answer without a call. So a call is one only if
-    a ``tool`` message follows, and a ``tool`` message after anything else is shown as the user's.
+    a ``tool`` message follows, and a ``tool`` message after anything else is shown as the user's,
+    in one message with what the user says after it.
 
     Args:
         prompt: The chat: actions of the assistant, and ``tool`` messages with the answers.
@@ -71,7 +76,10 @@ def native_chat(prompt: Sequence[ChatMessage]) -> list[dict[str, Any]]:
             chat.append({"role": "tool", "content": message["content"], **ids})
         else:
             role = "user" if message["role"] == "tool" else message["role"]
-            chat.append({"role": role, "content": message["content"]})
+            if chat and chat[-1]["role"] == role == "user":
+                chat[-1]["content"] += f"\n{message['content']}"
+            else:
+                chat.append({"role": role, "content": message["content"]})
         call = _call_of(message)
     return chat
 
@@ -99,26 +107,27 @@ def in_protocol(message: Mapping[str, Any]) -> dict[str, Any]:
 def read_native(text: str) -> str:
     """Return what a model wrote in its own format as the environment's action.
 
-    Thoughts before ``</think>`` are left out, and so are words beside a call. Of several calls the
+    Thoughts at its beginning are left out, and so are words beside a call. Of several calls the
     first counts, as in τ-bench. What is no call although it is marked as one stays something that
-    :func:`~toolwoz_gym.actions.parse_action` refuses.
+    :func:`~toolwoz_gym.actions.parse_action` refuses. Marks in the arguments of a call are text.
 
     Args:
         text: What the model wrote, special tokens included but for the one that ended it.
     """
-    said = text.rpartition("</think>")[2].partition("<think>")[0].strip()
+    said = _after_thoughts(text.strip())
+    if said.startswith("{"):
+        return _action(said)
     mark = _MARK.search(said)
-    if mark is None:
-        return _action(said) if said.startswith("{") else said
-    body = said[mark.end() :].partition("</tool_call>")[0]
-    return _action(_MARK.split(body)[0].strip())
+    return said if mark is None else _action(said[mark.end() :].strip())
 
 
-def is_native(template: Callable[..., str]) -> bool:
+def is_native(template: Callable[..., str], *, silences: bool = False) -> bool:
     """Return whether a chat template shows tools, calls and answers, in a format that we read.
 
     Args:
         template: A tokenizer's ``apply_chat_template``, told not to tokenize.
+        silences: Whether it must also show a customer who speaks right after a tool, as one does to
+            an agent that has fallen silent. Mistral's refuses that.
     """
     from jinja2 import TemplateError
 
@@ -127,9 +136,10 @@ def is_native(template: Callable[..., str]) -> bool:
         return template(chat, tools=[tool_schema(_PROBE)])
 
     action = {"role": "assistant", "content": format_call(_PROBING)}
+    answer = {"role": "tool", "content": "ANSWER"}
     try:
         spoken = render({"role": "assistant", "content": "SPOKEN"})
-        called = render(action, {"role": "tool", "content": "ANSWER"})
+        called = render(action, answer, *([{"role": "user", "content": "Well?"}] * silences))
     except (TemplateError, TypeError):  # templates add what we give them to a text
         return False
     end = spoken.partition("SPOKEN")[2].strip()
@@ -139,22 +149,60 @@ def is_native(template: Callable[..., str]) -> bool:
     return parse_action(read_native(call.partition(end)[0])).call == _PROBING
 
 
+def _after_thoughts(text: str) -> str:
+    """Return what follows the thoughts that a text begins with.
+
+    Some templates write ``<think>`` into the prompt: then there is only the end to be seen.
+    """
+    if text.startswith("<think>"):
+        return text.partition("</think>")[2].strip()
+    place = _end_of_calls(text, 0)
+    while bound := _BOUND.search(text, place):
+        if bound[0] == "</think>":
+            return text[bound.end() :].strip()
+        place = _end_of_calls(text, bound.end())
+    return text
+
+
+def _end_of_calls(text: str, place: int) -> int:
+    """Return where the calls end that begin at a place, with no mark between them."""
+    while found := _decode(text, place):
+        _, _, place = found
+    return place
+
+
+def _decode(text: str, place: int) -> tuple[str | None, dict[str, Any], int] | None:
+    """Decode the JSON of a call that begins at a place.
+
+    Returns:
+        The tool's name where it stands before the JSON, the JSON, and where it ends; None if there
+        is none.
+    """
+    head = _HEAD.match(text, place)
+    if head is None:
+        return None
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, head.end())
+    except (ValueError, RecursionError):
+        return None
+    return head[1], value, end
+
+
 def _action(body: str) -> str:
     """Write what a model marked as a call as an action, valid or not."""
-    refused = body if body.startswith("{") else json.dumps({"tool_call": body})
-    if named := _NAMED.fullmatch(body):
-        return f'{{"name": {json.dumps(named[1])}, "arguments": {named[2]}}}'
-    listed = body.startswith("[")
-    try:
-        value, end = json.JSONDecoder().raw_decode(body.removeprefix("[").lstrip())
-        rest = body.removeprefix("[").lstrip()[end:].lstrip()
-        following = (",", "]") if listed else (";", "{")
-        if not isinstance(value, dict) or (rest and not rest.startswith(following)):
-            return refused
-        call = {_KEYS.get(k, k): part for k, part in value.items() if k not in _NOT_ESSENTIAL}
-        return json.dumps(call, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return refused
+    if found := _decode(body, 0):
+        name, value, end = found
+        rest = body[end:].lstrip()
+        following = (",", "]") if body.startswith("[") else (";", "{")
+        if not rest or rest.startswith(following) or _BOUND.match(rest):
+            call = {"name": name, "arguments": value} if name else value
+            action = {_KEYS.get(k, k): v for k, v in call.items() if k not in _NOT_ESSENTIAL}
+            return json.dumps(action, ensure_ascii=False)
+    body = _BOUND.split(body)[0].strip()
+    head = _HEAD.match(body)
+    if head and head[1]:
+        return f'{{"name": {json.dumps(head[1])}, "arguments": {body[head.end() :]}}}'
+    return body if body.startswith("{") else json.dumps({"tool_call": body})
 
 
 def _call_of(message: ChatMessage) -> ToolCall | None:

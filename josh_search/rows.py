@@ -37,6 +37,7 @@ UNSOLVED = "messages of trees without a solution"
 ASTRAY = "messages after their branch had left the golden path"
 REPEATED = "messages said before at the same prompt of their tree"
 MALFORMED = "messages of golden paths with malformed output"
+CUT_OFF = "messages of golden paths that were cut off"
 LED_TO_A_GOAL = "messages that left the golden path and led to a goal"
 GOOD_ELSEWHERE = "messages that led to a goal in another tree"
 FAULTED = "messages after which only the customer was at fault"
@@ -196,6 +197,7 @@ def _judge(record: Mapping[str, Any], successes: Successes) -> Iterator[tuple[_S
     prompts = {message.prompt for message in said if message.golden}
     golden = {message.digest for message in said if message.golden}
     good = {message.digest for message in said if message.node in clean}
+    whole = {message.digest for message in said if message.node in clean and not message.cut_off}
     successful = {message.digest for message in said if message.successful}
     faulted = _faulted_nodes(record["nodes"])
     failed = {message.digest for message in said if message.node not in faulted}
@@ -207,6 +209,8 @@ def _judge(record: Mapping[str, Any], successes: Successes) -> Iterator[tuple[_S
             return REPEATED
         if message.digest in golden and message.digest not in good:
             return MALFORMED
+        if message.digest in golden and message.digest not in whole:
+            return CUT_OFF
         if message.digest not in golden and message.digest in successful:
             return LED_TO_A_GOAL
         if message.digest not in golden and message.digest in successes:
@@ -238,6 +242,7 @@ class _Said:
     text: str
     """What the model wrote."""
     malformed: bool
+    cut_off: bool
     prompt: int
     """Digest of what the model was shown, the system prompt apart: that is the same all over."""
     digest: int
@@ -265,9 +270,9 @@ def _said(record: Mapping[str, Any]) -> list[_Said]:
             text = shown["content"]
             digest = derive(prompt, shown["role"], text)
             if message.role == "assistant":
-                malformed = message.error is not None
+                marks = message.error is not None, message.cut_off
                 said.append(
-                    _Said(node["id"], golden, successful, view, text, malformed, prompt, digest)
+                    _Said(node["id"], golden, successful, view, text, *marks, prompt, digest)
                 )
             prompt, view = digest, (*view, message)
         ends.append((prompt, view))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+import xgrammar
 from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +26,7 @@ from agents.backends.canned import CannedBackend
 from agents.backends.chat_tokens import ChatTokens
 from agents.backends.grammar import Grammars
 from agents.backends.transformers import TransformersBackend
-from agents.base import BackendError, ChatMessage, Completion, Sampling
+from agents.base import ChatMessage, Completion, Sampling
 from agents.options import AgentOptions
 from agents.scripted import ExpertAgent
 from agents.tool_calling import ToolCallingAgent, system_prompt
@@ -34,7 +38,7 @@ from josh_search.search import SearchOptions, search
 from josh_search.tree import tree_to_json
 from toolwoz_gym.actions import format_call, parse_action
 from toolwoz_gym.dialogue import Dialogue
-from toolwoz_gym.records import write_jsonl
+from toolwoz_gym.records import message_from_json, write_jsonl
 from toolwoz_gym.rollout import play
 from toolwoz_gym.seeding import Luck
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
@@ -142,7 +146,8 @@ def rendered(template: str, chat: Sequence[dict[str, Any]], **options: Any) -> s
 
 @pytest.mark.parametrize("template", NATIVE.values(), ids=NATIVE)
 def test_templates_with_tools_are_known(template: str) -> None:
-    assert is_native(partial(tokenizer(template).apply_chat_template, tokenize=False))
+    probe = partial(tokenizer(template).apply_chat_template, tokenize=False)
+    assert is_native(probe) and is_native(probe, silences=True)
 
 
 @pytest.mark.parametrize(
@@ -162,23 +167,64 @@ def test_other_templates_are_not(template: str) -> None:
 
 
 names = st.from_regex(r"[a-z_]{1,12}", fullmatch=True)
-words = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=12)
+marks = st.sampled_from(
+    ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<think>"]
+    + ["</think>", "{", "}", "]", '"', "\\", ";", ",", WRITTEN]
+)
+plain = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=12)
+words = plain | st.lists(plain | marks, max_size=5).map("".join)
 values = st.recursive(
     words | st.integers(-99, 99) | st.booleans() | st.none(),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(names, inner, max_size=2),
     max_leaves=4,
 )
+any_call = st.builds(ToolCall, names, st.dictionaries(names | words, values, max_size=3))
 
 
 @pytest.mark.parametrize("name", NATIVE)
-@given(call=st.builds(ToolCall, names, st.dictionaries(names, values, max_size=3)))
-@settings(max_examples=25, deadline=None)
+@given(call=any_call)
+@settings(max_examples=50, deadline=None)
 def test_a_call_is_read_as_its_template_writes_it(name: str, call: ToolCall) -> None:
     prompt = [{"role": "user", "content": "Go."}]
     chat = [*native_chat(prompt), native_answer(prompt, format_call(call))]
     before = rendered(NATIVE[name], chat[:-1], add_generation_prompt=True)
     text = rendered(NATIVE[name], chat).removeprefix(before)
-    assert parse_action(read_native(text.partition(ENDS[name])[0])).call == call
+    assert parse_action(read_native(text.rpartition(ENDS[name])[0])).call == call
+
+
+FORMS = {
+    "hermes": '<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>',
+    "hermes, more calls": '<tool_call>{{"arguments": {arguments}, "name": "{name}"}}</tool_call>\n'
+    '<tool_call>{{"name": "b", "arguments": {arguments}}}</tool_call>',
+    "llama": '{{"name": "{name}", "parameters": {arguments}}}',
+    "llama, more calls": '<|python_tag|>{{"name": "{name}", "parameters": {arguments}}}; '
+    '{{"name": "b", "parameters": {arguments}}}',
+    "mistral": '[TOOL_CALLS] [{{"name": "{name}", "arguments": {arguments}, "id": "1"}}]',
+    "mistral, more calls": '[TOOL_CALLS][{{"name": "{name}", "arguments": {arguments}}}, '
+    '{{"name": "b", "arguments": {arguments}}}]',
+    "named": "[TOOL_CALLS]{name}{arguments}",
+    "named, with marks": "[TOOL_CALLS]{name}[CALL_ID]a1[ARGS]{arguments}",
+    "named, more calls": "[TOOL_CALLS]{name}[ARGS]{arguments}[TOOL_CALLS]b[ARGS]{arguments}",
+}
+
+thoughts = st.just("") | words.map(lambda t: f"<think>{t.replace('</think>', '')}</think>\n\n")
+unopened = st.sampled_from(["", "Well.", "<tool_call></tool_call> around it", f"Or {WRITTEN}?"])
+"""Thoughts whose beginning the template has written."""
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@given(
+    call=any_call,
+    before=thoughts | unopened.map(lambda thought: f"{thought}</think>"),
+    ascii_only=st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_marks_in_arguments_are_none(
+    form: str, call: ToolCall, before: str, ascii_only: bool
+) -> None:
+    arguments = json.dumps(call.arguments, ensure_ascii=ascii_only)
+    text = before + form.format(name=call.name, arguments=arguments)
+    assert parse_action(read_native(text)).call == call
 
 
 CHAT: list[ChatMessage] = [
@@ -229,6 +275,8 @@ def test_a_dialogue_in_any_format(template: str) -> None:
         '[TOOL_CALLS]search_hotel[ARGS]{"area": "north"}',
         '[TOOL_CALLS]search_hotel[CALL_ID]123456789[ARGS]{"area": "north"}[TOOL_CALLS]b[ARGS]{}',
         '[TOOL_CALLS]search_hotel{"area": "north"}',
+        f'[TOOL_CALLS] [{WRITTEN}, {{"name": "mo',  # cut off in the second call
+        f"Shall I? <tool_call>{{}}</tool_call></think><tool_call>{WRITTEN}</tool_call>",
     ],
 )
 def test_ways_to_write_a_call(text: str) -> None:
@@ -247,6 +295,8 @@ def test_ways_to_write_a_call(text: str) -> None:
         ('{"name": "search_hotel", "parameters": []}', "wrong types"),
         ('{"name": "a", "arguments": {"x": NaN}}', "not JSON"),
         ("<tool_call>" + '{"a": ' + "[" * 9000, "nested too deeply"),
+        ('<tool_call>{"name": "note", "arguments": {"text": "a </tool_call> b', "not JSON"),
+        ('{"name": "note", "parameters": {"text": "a <tool_call> b', "not JSON"),
         ("<think>Where was I", "empty"),
         ("<think>So.</think>", "empty"),
     ],
@@ -257,6 +307,8 @@ def test_what_is_marked_as_a_call_and_is_none_is_malformed(text: str, kind: str)
 
 def test_what_is_not_marked_is_said() -> None:
     assert read_native("<think>Hm.</think>\n\nIn which area? ") == "In which area?"
+    assert read_native("Hm.\n</think>\n\nIn which area? ") == "In which area?"
+    assert read_native("I <think> so.") == "I <think> so."
 
 
 @given(st.text())
@@ -275,10 +327,16 @@ def test_marks_of_calls_can_be_special_tokens() -> None:
     assert tokens.decode(written, native=False) == 'search_hotel[ARGS]{"area": "north"}'
 
 
-def test_a_template_that_refuses_a_chat_is_no_bug() -> None:
-    tokens = ChatTokens(tokenizer("{{ raise_exception('roles must alternate') }}"))
-    with pytest.raises(BackendError, match="template refuses the chat: roles must alternate"):
-        tokens.encode([{"role": "user", "content": "Hi."}])
+@pytest.mark.parametrize("template", ["{{ raise_exception('no\nsystem') }}", "{{ 1 + '' }}"])
+def test_a_template_that_refuses_a_chat_is_no_bug(template: str) -> None:
+    strict = tokenizer(template)
+    strict.name_or_path = "strict/model"
+    chat: list[ChatMessage] = [{"role": "user", "content": "Hi."}]
+    refused = r"^the chat template of 'strict/model' refuses the chat \([^\n]*\)"
+    with pytest.raises(UsageError, match=f"{refused}: take another model$"):
+        ChatTokens(strict).encode(chat)
+    with pytest.raises(UsageError, match=f"{refused}: take --tool-format text$"):
+        ChatTokens(strict).encode(chat, TOOLS)
 
 
 def test_halves_of_surrogate_pairs_are_not_shown() -> None:
@@ -341,6 +399,7 @@ def test_a_thought_alone_is_no_action(text: str) -> None:
 # The agents.
 
 WAYS = {"tool_calling": tool_calling, "react": react, "act": act}
+JOSH = SearchOptions(strategy="josh")
 
 
 class Model:
@@ -412,15 +471,112 @@ def test_a_full_context_cuts_the_dialogue_off(way: str) -> None:
     assert (episode.outcome, episode.steps) == ("truncated", 1)
 
 
+SILENT: list[Message] = [
+    Message("user", "A hotel."),
+    Message("assistant", call=CALL, raw=WRITTEN),
+    Message("tool", "[]", name="search_hotel"),
+    Message("user", "Hello?"),
+    Message("assistant", "{oops", error="not valid JSON", mistake="not JSON", raw="{oops"),
+    Message("tool", "Error: not valid JSON"),
+    Message("user", "Hello?"),
+]
+"""A dialogue in which the agent falls silent twice."""
+
+
+def test_a_customer_that_nobody_answered_is_shown_in_one_message() -> None:
+    chat = tool_calling.render_prompt("Help.", SILENT)
+    roles = ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [message["role"] for message in chat] == roles
+    assert chat[3]["content"] == "[tool] []\nHello?"
+    assert chat[5]["content"] == "[tool] Error: not valid JSON\nHello?"
+
+
+def test_a_customer_that_nobody_answered_in_the_models_own_format() -> None:
+    """An answer of a tool cannot hold what the customer says: some templates refuse that."""
+    chat = native_chat(tool_calling.render_prompt("Help.", SILENT, native=True))
+    roles = ["system", "user", "assistant", "tool", "user", "assistant", "user"]
+    assert [message["role"] for message in chat] == roles
+    assert chat[6]["content"] == "Error: not valid JSON\nHello?"
+    for template in NATIVE.values():
+        assert "Hello?" in rendered(template, chat, tools=[])
+
+
+ALTERNATING = (
+    """\
+{% set ns = namespace(users=true) %}{% for m in messages %}\
+{% if m.role not in ('system', 'tool') and not m.tool_calls %}\
+{% if (m.role == 'user') != ns.users %}{{ raise_exception('roles must alternate') }}{% endif %}\
+{% set ns.users = not ns.users %}{% endif %}{% endfor %}"""
+    + MISTRAL
+)
+"""As models of Mistral's have it: calls and their answers are skipped."""
+
+
+def test_templates_that_want_roles_to_alternate() -> None:
+    tokens = ChatTokens(tokenizer(ALTERNATING))
+    assert tokens.encode(tool_calling.render_prompt("Help.", SILENT))
+    chat = tool_calling.render_prompt("Help.", SILENT, native=True)
+    assert tokens.encode(chat[:4], TOOLS)
+    with pytest.raises(UsageError, match="must alternate\\): take --tool-format text"):
+        tokens.encode(chat[:5], TOOLS)
+    probe = partial(tokenizer(ALTERNATING).apply_chat_template, tokenize=False)
+    assert is_native(probe) and not is_native(probe, silences=True)
+
+
+@pytest.mark.parametrize("tools", [(), TOOLS], ids=["text", "native"])
+@pytest.mark.parametrize("max_outputs", [1, 2])
+def test_prompts_only_ever_grow(tools: tuple[ToolSpec, ...], max_outputs: int) -> None:
+    records, _ = grown("tool_calling", tools, replace(JOSH, max_outputs=max_outputs))
+    silences = 0
+    for record in records:
+        paths: list[list[Message]] = []
+        for node in record["nodes"]:
+            above = [] if node["parent"] is None else paths[node["parent"]]
+            path = [*above, *map(message_from_json, node["messages"])]
+            paths.append(path)
+            asked = [i for i, message in enumerate(path) if message.role == "assistant"]
+            render = partial(tool_calling.render_prompt, POLICY, native=bool(tools))
+            shown = [render(path[:i]) for i in asked]
+            chats = [native_chat(chat) if tools else chat for chat in shown]
+            assert all(b[: len(a)] == a and len(b) > len(a) for a, b in pairwise(chats))
+            roles = [message["role"] for chat in chats for message in chat]
+            assert ("user", "user") not in pairwise(roles)
+            said = [message.role for message in path]
+            silences += ("tool", "user") in pairwise(said)
+    assert silences > 10
+
+
+@pytest.mark.parametrize("tools", [(), TOOLS], ids=["text", "native"])
+@pytest.mark.parametrize(
+    ("text", "finish", "cut_off"),
+    [
+        ("In which", "length", True),
+        ("In which area?", "stop", False),
+        (WRITTEN[:-1], "length", True),
+        (WRITTEN, "length", False),  # all that was cut off is its end
+    ],
+)
+def test_a_message_knows_that_it_was_cut_off(
+    tools: tuple[ToolSpec, ...], text: str, finish: Any, cut_off: bool
+) -> None:
+    class Short(Model):
+        def complete(
+            self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec] = ()
+        ) -> Completion:
+            return Completion(text, Usage(), finish)
+
+    agent = Short(WORLD.tasks("train")[0], "tool_calling").agent(tools)
+    assert agent.act(SILENT[:1], seed=0).cut_off == cut_off
+
+
 def grown(
-    way: str, tools: tuple[ToolSpec, ...] = ()
+    way: str, tools: tuple[ToolSpec, ...] = (), options: SearchOptions = JOSH
 ) -> tuple[list[dict[str, Any]], list[list[ChatMessage]]]:
     """Return the records of searches, as they are read from a file, and what the model saw."""
     records, prompts = [], []
     for number in range(8):
         task = WORLD.tasks("train")[number]
         model = Model(task, way, error_rate=0.4)
-        options = SearchOptions(strategy="josh")
         tree = search(DIALOGUE, Player(model, tools), task, seed=number, options=options)
         records.append(json.loads(json.dumps(tree_to_json(tree, 0))))
         prompts += model.prompts
@@ -530,9 +686,12 @@ def saved(folder: Path, template: str) -> str:
 def test_the_models_own_format_is_taken_where_there_is_one(tmp_path: Path) -> None:
     native = saved(tmp_path / "native", HERMES)
     plain = saved(tmp_path / "plain", PLAIN)
+    alternating = saved(tmp_path / "alternating", ALTERNATING)
     text = system_prompt(WORLD.policy, WORLD.tools), ()
     own = WORLD.policy, WORLD.tools
     assert AgentOptions(model=native).shown(WORLD) == own
+    assert AgentOptions(model=alternating).shown(WORLD) == text
+    assert AgentOptions(model=alternating, tool_format="native").shown(WORLD) == own
     assert AgentOptions(model=native, tool_format="text").shown(WORLD) == text
     assert AgentOptions(model=native, constrain=True).shown(WORLD) == text
     assert AgentOptions(model=native, agent="expert").shown(WORLD) == text
@@ -637,6 +796,7 @@ FORBIDDEN = [
     '{"name": "search_hotel", "arguments": {"region": "north"}}',
     '{"name": "book_hotel", "arguments": {"people": 2}}',
     '{"name": "plan-trip", "arguments": {"people": 3.5}}',
+    f'{{"name": "plan-trip", "arguments": {{"price": {"9" * 400}.5}}}}',  # no parser takes it
     '{"name": "plan-trip", "arguments": {"legs": [{"to": "Paris"}]}}',
     '{"name": "search_hotel", "arguments": {}, "id": 1}',
     f"{WRITTEN} {WRITTEN}",
@@ -644,6 +804,70 @@ FORBIDDEN = [
     "{}",
     "",
 ]
+
+
+def walked(grammars: Grammars, grammar: str, luck: Luck) -> str | None:
+    """Return a text that a grammar accepts, byte by byte; None if it would be long."""
+    tokens = tokenizer(PLAIN)
+    matcher = grammars.matcher(grammar)
+    bits = xgrammar.allocate_token_bitmask(1, len(tokens))
+    closing = set(tokens.convert_tokens_to_ids(['"', "}", "]", "Ċ"]))
+    blank = set(tokens.convert_tokens_to_ids(["Ġ", "n"]))
+    written: list[int] = []
+    for _ in range(300):
+        matcher.fill_next_token_bitmask(bits)
+        flags = np.unpackbits(bits.numpy().view(np.uint8), bitorder="little")
+        allowed = np.flatnonzero(flags[: len(tokens)]).tolist()
+        for likelier in (closing, blank):
+            if (some := [i for i in allowed if i in likelier]) and luck.chance(0.3):
+                allowed = some
+        token = 0 if allowed[0] == 0 and luck.chance(0.5) else luck.choice(allowed)
+        assert matcher.accept_token(token)
+        if token == 0:
+            return str(tokens.decode(written))
+        written.append(token)
+    return None
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_grammar_accepts_is_read(grammars: Grammars, way: str) -> None:
+    """Read as an action: grammar and parser agree."""
+    calls = 0
+    for number in range(300):
+        luck = Luck(number, way)
+        grammar = WAYS[way].grammar((*TOOLS[:2], TREE) if luck.chance(0.5) else TOOLS[:1])
+        text = walked(grammars, grammar, luck)
+        if text is None:
+            continue
+        message = WAYS[way].read(text)
+        assert message.error is None, text
+        calls += 1
+    assert calls > 150
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        ('{"content": "Hi."}', True),
+        ('{"content":"\\"Hi.\\" \\n"}', True),
+        ('{"content": "é"}', True),
+        ('{"content": "a", "content": "b"}', True),
+        ("{}", False),
+        ('{"content": ""}', False),
+        ('{"content": " "}', False),
+        ('{"content": "\u3000"}', False),
+        ('{"content": "\\n"}', False),
+        ('{"content": "\\u0020"}', False),
+        ('{"content": "a", "content": ""}', False),
+    ],
+)
+def test_an_agent_that_speaks_says_something(
+    grammars: Grammars, arguments: str, allowed: bool
+) -> None:
+    text = f'{{"name": "respond", "arguments": {arguments}}}'
+    assert allows(grammars, act.grammar(TOOLS), text) == allowed
+    assert allows(grammars, react.grammar(TOOLS), f"Thought: So.\nAction: {text}") == allowed
+    assert (act.read(text).error is None) == allowed
 
 
 def test_calls_name_what_there_is(grammars: Grammars) -> None:

@@ -741,6 +741,18 @@ def test_a_call_comes_back_as_an_action(
     assert parse_action(answer.text).call == action
 
 
+def test_a_server_that_does_not_know_the_models_format(server: ChatServer) -> None:
+    """It leaves calls and thoughts in the text. Without tools, a text is a text."""
+    text = '<think>Hm.</think>\n<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>'
+    server.default = says(text)
+    with OpenAIBackend.connect("m", server.url) as backend:
+        answer = backend.complete(PROMPT, Sampling(), tools=[BOOK])
+        assert parse_action(answer.text).call == ToolCall("a", {})
+        assert backend.complete(PROMPT, Sampling()).text == text
+        server.default = says("<think>Hm.</think>\n\nHello!")
+        assert backend.complete(PROMPT, Sampling(), tools=[BOOK]).text == "Hello!"
+
+
 @pytest.mark.parametrize("arguments", ['{"name": "Cur', "[1]", "two", '{}, "more": {}', "{}}"])
 def test_malformed_arguments_are_the_models_mistake(server: ChatServer, arguments: str) -> None:
     server.default = calls({"name": "book_restaurant", "arguments": arguments})

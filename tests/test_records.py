@@ -39,6 +39,7 @@ messages = st.builds(
     error=st.none() | texts,
     raw=st.none() | texts,
     usage=st.none() | usages,
+    cut_off=st.booleans(),
 )
 
 
@@ -57,7 +58,8 @@ def log_file(tmp_path: Path) -> Path:
 @given(messages)
 def test_messages_are_read_as_they_were_written(message: Message) -> None:
     again = message_from_json(json.loads(dump(message_to_json(message))))
-    assert again == message and again.usage == message.usage
+    assert again == message
+    assert (again.usage, again.cut_off) == (message.usage, message.cut_off)
 
 
 def test_what_is_empty_is_not_written() -> None:
@@ -67,6 +69,9 @@ def test_what_is_empty_is_not_written() -> None:
         "call": {"name": "search_hotel", "arguments": {"area": "north"}},
     }
     assert message_to_json(Message("user")) == {"role": "user", "content": ""}
+    cut = Message("assistant", "In which", cut_off=True)
+    assert message_to_json(cut) == {"role": "assistant", "content": "In which", "cut_off": True}
+    assert cut == Message("assistant", "In which"), "searches ask whether the same was said"
 
 
 # --- the log ---------------------------------------------------------------------------------

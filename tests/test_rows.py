@@ -21,6 +21,7 @@ from agents.scripted import ExpertAgent, RandomAgent
 from agents.tool_calling import ToolCallingAgent, system_prompt
 from josh_search.rows import (
     ASTRAY,
+    CUT_OFF,
     GOOD_ELSEWHERE,
     LED_TO_A_GOAL,
     MALFORMED,
@@ -109,6 +110,8 @@ class Written:
     golden: bool
     clean: bool
     """Whether a golden path without malformed output goes through its node."""
+    whole: bool
+    """Whether the model ended it."""
     successful: bool
 
 
@@ -131,7 +134,7 @@ def written(record: Mapping[str, Any]) -> list[Written]:
                 prompt = json.dumps(agent.prompt(view))
                 text = format_action(message) if message.raw is None else message.raw
                 is_clean = any(node is above for p in clean for above in p)
-                marks = node["golden"], is_clean, node["successful"]
+                marks = node["golden"], is_clean, not message.cut_off, node["successful"]
                 found.append(Written(record["key"], node["id"], (prompt, text), *marks))
             view.append(message)
     return found
@@ -169,7 +172,8 @@ def check(records: Sequence[Mapping[str, Any]], rows: Rows) -> None:
     expected_good, expected_bad, expected_pairs, unpaired = [], [], [], 0
     for record in records:
         tree = trees[record["key"]] if record["solved"] else []
-        good = {m.said for m in tree if m.golden and m.clean and is_unicode(m.said)}
+        golden = {m.said for m in tree if m.golden and m.clean and m.whole}
+        good = {s for s in golden if is_unicode(s)}
         prompts = {m.said[0] for m in tree if m.golden}
         off = {m.said for m in tree if m.said[0] in prompts} - successful
         bad = {s for s in off if is_unicode(s)}
@@ -214,6 +218,8 @@ class Sketch:
     """The parent: so many nodes before this one."""
     texts: list[str]
     answer: str
+    cut_off: bool
+    """Whether the words of its last message were cut off."""
     hit: bool
     target: bool
 
@@ -223,6 +229,7 @@ sketches = st.builds(
     above=st.integers(1, 4),
     texts=st.lists(st.sampled_from(TEXTS), max_size=3),
     answer=st.sampled_from(ANSWERS),
+    cut_off=st.sampled_from([False, False, True]),
     hit=st.booleans(),
     target=st.booleans(),
 )
@@ -242,8 +249,9 @@ def build(key: str, opening: str, solved: bool, drawn: Sequence[Sketch]) -> dict
         messages = []
         for text in sketch.texts:
             message = parse_action(text)
-            messages.append(message_to_json(replace(message, raw=text)))
             silent = message.call is not None or message.error is not None
+            cut_off = sketch.cut_off and text is sketch.texts[-1] and message.call is None
+            messages.append(message_to_json(replace(message, raw=text, cut_off=cut_off)))
             messages.append(message_to_json(Message("tool" if silent else "user", sketch.answer)))
         nodes.append(node(len(nodes), parent, messages))
     for sketch, last in zip(drawn, nodes[1:], strict=True):
@@ -287,7 +295,7 @@ def test_what_holds_of_the_rows_of_any_trees() -> None:
     # The property is about something: all that can become of a message has come of many.
     assert {name for name, count in seen.items() if count > 50} == {
         *("good", "bad", "sft", "dpo", UNSOLVED, ASTRAY, REPEATED, MALFORMED),
-        *(LED_TO_A_GOAL, GOOD_ELSEWHERE, NOT_UNICODE, UNPAIRED),
+        *(CUT_OFF, LED_TO_A_GOAL, GOOD_ELSEWHERE, NOT_UNICODE, UNPAIRED),
     }
 
 
@@ -680,6 +688,57 @@ def test_a_malformed_path_does_not_spoil_another() -> None:
     assert [text for _, text, label in brief(rows) if not label] == ["bye"]
     assert rows.dropped == {MALFORMED: 4, REPEATED: 2}
     check([record], rows)
+
+
+def cut_off(record: dict[str, Any], *texts: str) -> dict[str, Any]:
+    """Return a record in which messages of these words were cut off."""
+    changed: dict[str, Any] = json.loads(json.dumps(record))
+    for message in (m for node in changed["nodes"] for m in node["messages"]):
+        if message["role"] == "assistant" and message["raw"] in texts:
+            message["cut_off"] = True
+    return changed
+
+
+def test_a_message_that_was_cut_off_is_no_good_row() -> None:
+    """It stays in the prompts after it; the one beside it is bad, with nothing to pair it with."""
+    turns = {
+        (0, 0): ["It is ca"],
+        (0, 1): ["Hm, th"],
+        (1, 0): [SEARCH, "a"],
+        (1, 1): ["b"],
+        (2, 0): [BOOK, "c"],
+        (2, 1): ["d"],
+    }
+    record = cut_off(told(turns, beam=2), "It is ca", "Hm, th")
+    rows = make_rows([record], SYSTEM)
+    assert [text for _, text, label in brief(rows) if label] == [SEARCH, "a", BOOK, "c"]
+    assert [text for _, text, label in brief(rows) if not label] == ["Hm, th", "d"]
+    assert rows.sft[0]["prompt"][2] == {"role": "assistant", "content": "It is ca"}
+    assert [(better, worse) for _, better, worse in pairs(rows)] == [(BOOK, "d")]
+    assert rows.dropped == {CUT_OFF: 1, UNPAIRED: 1, ASTRAY: 1}
+    check([record], rows)
+
+
+def test_a_message_that_once_was_whole_is_good() -> None:
+    """Drawn twice, and cut off once: where it ends, the model has shown."""
+    turns = {
+        (0, 0): ["Where?"],
+        (0, 1): ["Where?"],
+        (1, 0): [SEARCH, BOOK, "bye"],
+        (1, 1): ["bye"],
+        (1, 2): [SEARCH, BOOK, "bye"],
+        (1, 3): ["bye"],
+    }
+    record = told(turns, beam=4, max_outputs=4, reward="terminal")
+    once = cut_off(record, "Where?")
+    ways = [node for node in once["nodes"] if node["golden"] and node["step"] == 0]
+    assert len(ways) == 2
+    del ways[0]["messages"][0]["cut_off"]
+    texts = [text for _, text, label in brief(make_rows([once], SYSTEM)) if label]
+    assert texts == ["Where?", SEARCH, BOOK, "bye"]
+    check([once], make_rows([once], SYSTEM))
+    twice = make_rows([cut_off(record, "Where?")], SYSTEM)
+    assert [text for _, text, label in brief(twice) if label] == [SEARCH, BOOK, "bye"]
 
 
 def test_rows_are_marked_with_what_the_model_wrote_spaces_and_all() -> None:

@@ -231,6 +231,8 @@ def message_to_json(message: Message) -> dict[str, Any]:
             data[name] = value
     if message.usage is not None:
         data["usage"] = usage_to_json(message.usage)
+    if message.cut_off:
+        data["cut_off"] = True
     return data
 
 

@@ -144,11 +144,15 @@ class Message:
     mistake: Mistake | None = None
     """Of which kind the ``error`` of an assistant message is."""
     raw: str | None = None
-    """What the policy wrote, thoughts included: what training trains on. None: just the action."""
+    """What the policy wrote: what training trains on. In a model's own format of tool calls, it is
+    the action alone (docs/agents.md). None: just the action."""
     usage: Usage | None = field(default=None, compare=False)
     """What the message cost, when a language model wrote it."""
     logprob: float | None = field(default=None, compare=False)
     """How likely the language model was to write it (natural logarithm), where that is known."""
+    cut_off: bool = field(default=False, compare=False)
+    """Whether a limit of its length ended it, and not the language model: it may stop in the middle
+    of a sentence."""
 
 
 @dataclass(frozen=True, slots=True)

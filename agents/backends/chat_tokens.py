@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from agents.base import BackendError, ChatMessage
+from agents.base import ChatMessage
 from agents.tool_formats import encodable, native_chat, read_native, tool_schema
-from toolwoz_gym.types import ToolSpec
+from toolwoz_gym.types import ToolSpec, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ class ChatTokens:
                 :func:`agents.tool_formats.native_chat`.
 
         Raises:
-            BackendError: The chat template refuses the chat.
+            UsageError: The chat template refuses the chat.
         """
         how: dict[str, Any] = {"add_generation_prompt": True, "return_dict": False}
         said = [{**message, "content": encodable(message["content"])} for message in prompt]
@@ -45,7 +45,11 @@ class ChatTokens:
             with self._lock:
                 return list(self._tokenizer.apply_chat_template(list(chat), **how))
         except (TemplateError, TypeError) as error:  # templates add what they are given to a text
-            raise BackendError(f"the model's chat template refuses the chat: {error}") from error
+            why = " ".join(str(error).split())
+            raise UsageError(
+                f"the chat template of {self._tokenizer.name_or_path!r} refuses the chat ({why}): "
+                f"take {'--tool-format text' if tools else 'another model'}"
+            ) from error
 
     def decode(self, tokens: Sequence[int], *, native: bool) -> str:
         """Return what a model wrote.

@@ -32,7 +32,7 @@ from agents.backends.retry import (
 )
 from agents.backends.spending import OPENAI, Budget, Price, prices
 from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
-from agents.tool_formats import encodable, in_protocol, native_chat, tool_schema
+from agents.tool_formats import encodable, in_protocol, native_chat, read_native, tool_schema
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -348,7 +348,7 @@ class OpenAIBackend:
                     self._refused.add(refused)
                 else:
                     self._answered = True
-                    return self._read(answer, bills)
+                    return self._read(answer, bills, native="tools" in request)
 
     def _accepted(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return a request without what the server is known to refuse.
@@ -361,7 +361,7 @@ class OpenAIBackend:
             sent["max_completion_tokens"] = request["max_tokens"]
         return sent
 
-    def _read(self, answer: object, bills: list[Usage]) -> Completion:
+    def _read(self, answer: object, bills: list[Usage], *, native: bool) -> Completion:
         """Read an answer, and charge what it cost."""
         usage = _tokens(answer)
         usage = replace(usage, usd=None if self._price is None else self._price.cost(usage))
@@ -375,7 +375,7 @@ class OpenAIBackend:
             self._budget.charge(usage)
             bills.append(usage)
         return Completion(
-            _action(choice.message),
+            _action(choice.message) if native else choice.message.content or "",
             usage,
             "length" if choice.finish_reason == "length" else "stop",
             _logprob(choice),
@@ -402,13 +402,14 @@ def _tokens(answer: object) -> Usage:
 
 
 def _action(message: _Message) -> str:
-    """Return what a model wrote as an action.
+    """Return what a model wrote in its own format as an action.
 
-    The arguments stay as they were written: what is wrong with them is for the environment to say.
-    A turn is one action, so further calls are dropped, and so are words beside a call.
+    A server that does not know the format leaves calls and thoughts in the text. The arguments of a
+    call stay as they were written: what is wrong with them is for the environment to say. A turn is
+    one action, so further calls are dropped, and so are words beside a call.
     """
     if not message.tool_calls:
-        return message.content or ""
+        return read_native(message.content or "")
     call = message.tool_calls[0].function
     arguments = (call.arguments or "").strip() or "{}"
     return f'{{"name": {json.dumps(call.name)}, "arguments": {arguments}}}'

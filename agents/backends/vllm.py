@@ -203,8 +203,8 @@ class VLLMBackend:
                 those that the prompt tells of.
 
         Raises:
-            BackendError: The call failed, the model's chat template refuses the chat, or the
-                backend is closed.
+            UsageError: The model's chat template refuses the chat.
+            BackendError: The call failed, or the backend is closed.
             RunStopped: The engine has died.
         """
         tokens = self._tokens.encode(prompt, tools)
