@@ -271,7 +271,8 @@ class AgentOptions:
             with self.open_backend(budget) as backend:
                 yield backend
         elif notebook.replays is not None:
-            yield Recorded(ReplayBackend(notebook.replays, self.model), notebook, self.model)
+            replay = ReplayBackend(notebook.replays, self.model)
+            yield Recorded(replay, notebook, self.model, billed=False)
         else:
             with self.open_backend(budget) as backend:
                 yield Recorded(backend, notebook, self.model, billed=self.backend in _SERVERS)

@@ -55,7 +55,8 @@ class ToolCallingAgent:
             raw=raw,
             usage=completion.usage,
             logprob=completion.logprob,
-            cut_off=completion.finish == "length" and message.call is None,  # calls are whole
+            # A call that could be read is whole, and so are words that were read out of one.
+            cut_off=completion.finish == "length" and message.content == completion.text.strip(),
         )
 
     def prompt(self, view: Sequence[Message]) -> list[ChatMessage]:

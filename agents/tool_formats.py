@@ -24,7 +24,7 @@ _MARK = re.compile(r"<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
 _BOUND = re.compile(rf"{_MARK.pattern}|</tool_call>|</think>")
 """What cannot be part of a call, unless it is in a text of its JSON."""
 
-_HEAD = re.compile(r"[\s,;\[]*(?:([\w.-]+)\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*)?(?=\{)")
+_HEAD = re.compile(r"[\s,;\[]*+(?:([\w.-]++)\s*+(?:\[CALL_ID\]\w*+)?(?:\[ARGS\])?\s*+)?(?=\{)")
 """What can stand before the JSON of a call: newer Mistral models write the tool's name there."""
 
 _KEYS = {"parameters": "arguments"}
@@ -102,6 +102,22 @@ def in_protocol(message: Mapping[str, Any]) -> dict[str, Any]:
     if "tool_calls" in message:
         shown |= {"content": None, "tool_calls": [_in_text(c) for c in message["tool_calls"]]}
     return shown
+
+
+def written_call(name: str, arguments: str) -> str:
+    """Write a call, whose arguments may be no JSON, as the action that it is.
+
+    Args:
+        name: The tool's.
+        arguments: As the model wrote them. If they are no JSON, the action is refused.
+    """
+    action = f'{{"name": {json.dumps(name)}, "arguments": {arguments}}}'
+    try:
+        json.loads(arguments)
+    except (ValueError, RecursionError):
+        if parse_action(action).call is not None:  # '{}, "name": "another"'
+            return json.dumps({"name": name, "arguments": arguments})
+    return action
 
 
 def read_native(text: str) -> str:
@@ -197,11 +213,12 @@ def _action(body: str) -> str:
         if not rest or rest.startswith(following) or _BOUND.match(rest):
             call = {"name": name, "arguments": value} if name else value
             action = {_KEYS.get(k, k): v for k, v in call.items() if k not in _NOT_ESSENTIAL}
-            return json.dumps(action, ensure_ascii=False)
+            if not {*_KEYS, *_KEYS.values()} <= call.keys():  # one of them is the arguments
+                return json.dumps(action, ensure_ascii=False)
     body = _BOUND.split(body)[0].strip()
     head = _HEAD.match(body)
     if head and head[1]:
-        return f'{{"name": {json.dumps(head[1])}, "arguments": {body[head.end() :]}}}'
+        return written_call(head[1], body[head.end() :])
     return body if body.startswith("{") else json.dumps({"tool_call": body})
 
 

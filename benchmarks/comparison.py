@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, get_args
 
 import numpy as np
@@ -101,17 +102,24 @@ def compare(
         trials: Episodes per model and task.
         seed: The luck of the bootstrap.
     """
-    episodes: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
-    for record in records:
-        slim = {name: value for name, value in record.items() if name != "messages"}
-        episodes[record["model"]].append(slim)
-    counts = Counter(record["task_id"] for played in episodes.values() for record in played)
-    whole = {task for task, count in counts.items() if count == trials * len(models)}
+    played = {
+        (record["model"], record["task_id"], record["trial"]): {
+            name: value for name, value in record.items() if name != "messages"
+        }
+        for record in records
+    }
+    each = list(product(models, range(trials)))
+    whole = [
+        task
+        for task in sorted({task for _, task, _ in played})
+        if all((model, task, trial) in played for model, trial in each)
+    ]
     if not whole:
         return Comparison((), ())
-    for model, played in episodes.items():
-        kept = (record for record in played if record["task_id"] in whole)
-        episodes[model] = sorted(kept, key=lambda record: (record["task_id"], record["trial"]))
+    episodes = {
+        model: [played[model, task, trial] for task in whole for trial in range(trials)]
+        for model in models
+    }
     results = tuple(_result(model, episodes[model], seed) for model in models)
     first, *others = models
     return Comparison(

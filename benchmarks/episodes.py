@@ -132,7 +132,12 @@ def play_all(
                 try:
                     with closing(as_finished(played)) as groups:
                         in_a_row = 0
-                        for future in (future for done in groups for future in done):
+                        ended = (
+                            future
+                            for done in groups  # what is finished is kept before an error ends it
+                            for future in sorted(done, key=lambda f: f.exception() is not None)
+                        )
+                        for future in ended:
                             try:
                                 record = future.result()
                             except RunStopped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,14 +17,14 @@ from agents.backends.journal import Journal
 from agents.base import BackendError
 from agents.options import INDIFFERENT, PlayOptions
 from josh_search.engine import Engine, LocalEngine
-from josh_search.harvest import finish, harvest
+from josh_search.harvest import PATIENCE, finish, harvest
 from josh_search.publish import ExportOptions, PublishOptions, export, publish
 from josh_search.search import SearchOptions
 from toolwoz_gym import make_env
 from toolwoz_gym.cli import main_cli
 from toolwoz_gym.env import DialogueEnv
-from toolwoz_gym.records import RunFolder, read_jsonl
-from toolwoz_gym.types import UsageError
+from toolwoz_gym.records import RunFolder
+from toolwoz_gym.types import Task, UsageError
 
 _WHERE = {"engine", "ray_address", "workers", "worker_gpus", "worker_cpus"}
 
@@ -74,14 +75,27 @@ class HarvestOptions(PlayOptions, SearchOptions):
         options = super().as_recorded(into)
         if self.backend != "canned":
             return options
-        trees = Path(self.model) / "trees.jsonl"
-        if not trees.is_file():
-            raise UsageError(f"{self.model} is no harvest: python -m benchmarks replays the others")
-        recorded = sum(1 for _ in read_jsonl(trees))
+        recorded = len(_recorded_tasks(Path(self.model)))
         asked = recorded if self.tasks == HarvestOptions.tasks else self.tasks
         if asked > recorded:
             raise UsageError(f"{self.model} has {recorded} trees only: lower --tasks")
         return replace(options, tasks=asked)
+
+
+def _recorded_tasks(run: Path) -> set[str]:
+    """Return the ids of the tasks that have a tree in a run, which may be written at the moment.
+
+    Raises:
+        UsageError: There is none.
+    """
+    trees = run / "trees.jsonl"
+    if not trees.is_file():
+        raise UsageError(f"{run} is no harvest: python -m benchmarks evaluate replays evaluations")
+    with open(trees, "rb") as file:
+        found = {json.loads(line)["task_id"] for line in file if line.endswith(b"\n")}
+    if not found:
+        raise UsageError(f"{run} has no trees yet: there is nothing to replay")
+    return found
 
 
 @contextmanager
@@ -149,10 +163,15 @@ def run(options: HarvestOptions) -> None:
         "world": dialogue.domain.fingerprint,
         "adapters": options.adapters(),
     }
+    tasks: Sequence[Task] = env.tasks
+    patience = PATIENCE
     if asked.backend == "canned":
         if options.engine == "ray":
             raise UsageError("a run is replayed on this machine: leave --engine ray out")
         config["replays"] = asked.model
+        recorded = _recorded_tasks(Path(asked.model))
+        tasks = [task for task in env.tasks if task.id in recorded]
+        patience = ()  # what is not recorded does not come by waiting
     RunFolder.check(options.run, config)
 
     from josh_search.progress import Progress
@@ -164,7 +183,9 @@ def run(options: HarvestOptions) -> None:
         Progress() as progress,
     ):
         folder = RunFolder(options.run, config)
-        tally = harvest(engine, env.tasks, folder, watcher=progress, number=options.tasks)
+        tally = harvest(
+            engine, tasks, folder, watcher=progress, number=options.tasks, patience=patience
+        )
     seconds = time.monotonic() - began
     shown = options.shown(dialogue.domain)
     whole = None if tally.before else seconds  # how long the other sessions took is not known

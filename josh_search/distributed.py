@@ -117,9 +117,7 @@ def open_ray(
     try:
         gpus = _gpus() if gpus is None else gpus
         room = _count_room(gpus, cpus)
-        yield RayEngine(
-            plan, journal, check_budget, workers=workers or room, gpus=gpus, cpus=cpus
-        )
+        yield RayEngine(plan, journal, check_budget, workers=workers or room, gpus=gpus, cpus=cpus)
     finally:
         ray.shutdown()
 

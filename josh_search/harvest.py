@@ -25,7 +25,7 @@ from toolwoz_gym.records import (
 )
 from toolwoz_gym.types import Task, ToolSpec, Usage
 
-PATIENCE = (1.0, 5.0, 25.0, 60.0)
+PATIENCE: tuple[float, ...] = (1.0, 5.0, 25.0, 60.0)
 """Seconds to wait before lost trees are tried again, from one vain round to the next."""
 
 MOST_LOST = 20

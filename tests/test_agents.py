@@ -292,6 +292,8 @@ def test_ways_to_write_a_call(text: str) -> None:
         ('{"name": "search_hotel"}', "wrong keys"),
         ('[TOOL_CALLS] [{"name": "search_hotel"}]', "wrong keys"),
         ('[TOOL_CALLS]search_hotel[ARGS]{"area": ', "not JSON"),
+        ('[TOOL_CALLS]search_hotel{"area": "north"}, "name": "book_hotel"', "wrong types"),
+        ('{"name": "a", "arguments": {"x": 1}, "parameters": {"y": 2}}', "wrong keys"),
         ('{"name": "search_hotel", "parameters": []}', "wrong types"),
         ('{"name": "a", "arguments": {"x": NaN}}', "not JSON"),
         ("<tool_call>" + '{"a": ' + "[" * 9000, "nested too deeply"),
@@ -567,6 +569,24 @@ def test_a_message_knows_that_it_was_cut_off(
 
     agent = Short(WORLD.tasks("train")[0], "tool_calling").agent(tools)
     assert agent.act(SILENT[:1], seed=0).cut_off == cut_off
+
+
+def test_words_that_were_read_out_of_a_call_are_whole() -> None:
+    texts = [
+        '{"name": "respond", "arguments": {"content": "Hello!"}}',
+        '{"name": "respond", "arguments": {"content": "Hel',
+    ]
+
+    class Short(CannedBackend):
+        def complete(
+            self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec] = ()
+        ) -> Completion:
+            return replace(super().complete(prompt, sampling, tools), finish="length")
+
+    for read, before in ((act.read, ""), (react.read, "Thought: Greet.\nAction: ")):
+        backend = Short([before + text for text in texts])
+        agent = ToolCallingAgent(backend, "Help.", read=read)
+        assert [agent.act(SILENT[:1], seed=0).cut_off for _ in texts] == [False, True]
 
 
 def grown(

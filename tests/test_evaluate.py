@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from threading import Barrier, Event
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from agents.backends.canned import CannedBackend
-from agents.base import AgentFactory, BackendError, ChatMessage, Sampling
+from agents.base import AgentFactory, BackendError, ChatMessage, RunStopped, Sampling
 from agents.options import AgentOptions
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.tool_calling import ToolCallingAgent
@@ -196,6 +198,31 @@ def test_records_say_what_went_wrong_and_what_it_cost(tmp_path: Path, env: Dialo
     assert cells["Agent: US dollars billed"] == "0.0000"
 
 
+def test_only_tasks_of_which_every_episode_is_there_are_compared() -> None:
+    def record(model: str, task: str, trial: int) -> dict[str, Any]:
+        return {
+            "model": model,
+            "task_id": task,
+            "trial": trial,
+            "reward": 1.0,
+            "outcome": "success",
+            "progress": 1.0,
+            "steps": 1,
+            "malformed": {},
+            "tool_errors": 0,
+            "faults": {},
+            "passes_idle": False,
+            **usages_to_json({"agent": Usage(1, 1), "user": Usage()}),
+        }
+
+    played = [record(m, t, k) for m in ("a", "b") for t in ("t0", "t1") for k in (0, 1)]
+    played.remove(record("b", "t1", 0))
+    played.append(record("b", "t1", 1))  # a copy is no substitute
+    found = compare(played, ["a", "b"], trials=2, seed=0)
+    assert [(result.tasks, result.trials) for result in found.results] == [(1, 2), (1, 2)]
+    assert compare(played[4:], ["a", "b"], trials=2, seed=0).results == ()
+
+
 def test_the_comparison_pairs_tasks_and_trials_in_whatever_order_they_ended() -> None:
     rewards = {"base": ["00", "01", "10", "11"], "other": ["01", "11", "10", "10"]}
     played = [
@@ -343,6 +370,44 @@ def test_an_episode_that_a_model_does_not_answer_is_no_failure(
     found = summary(tmp_path)
     assert found["infra_error"] == 0 and [r["tasks"] for r in found["results"]] == [10, 10]
     assert "without" not in (tmp_path / "evaluation.md").read_text()
+
+
+def test_what_is_finished_is_kept_when_the_run_is_stopped(tmp_path: Path, env: DialogueEnv) -> None:
+    """Episodes that end together are dealt with together, the stop last of all."""
+    tasks = [env.tasks[i] for i in range(8)]
+    begun, recorded = Barrier(len(tasks)), Event()
+
+    class Stopped:
+        def __init__(self, task: Task) -> None:
+            self.task = task
+
+        def act(self, view: Sequence[Message], *, seed: int) -> Message:
+            if len(view) == 1:
+                begun.wait(10)
+            if self.task == tasks[0]:
+                recorded.wait(10)
+                time.sleep(0.2)  # by now the others have ended
+                raise RunStopped("the key is revoked")
+            return Message("assistant", "Goodbye.")
+
+    class Slow:
+        def update(self, tally: Tally, record: object) -> None:
+            if record is not None and not recorded.is_set():
+                recorded.set()
+                time.sleep(0.5)
+
+    with pytest.raises(RunStopped):
+        play_all(
+            env.dialogue,
+            {"m": lambda dialogue: nullcontext((dialogue, Stopped))},
+            tasks,
+            RunFolder(tmp_path, {}),
+            seed=0,
+            trials=1,
+            episodes_at_once=len(tasks),
+            watcher=Slow(),
+        )
+    assert len(records(tmp_path)) == len(tasks) - 1
 
 
 def test_a_model_that_fails_for_good_is_not_asked_for_every_episode(

@@ -27,7 +27,7 @@ from agents.backends.journal import (
 )
 from agents.backends.openai import OpenAIBackend
 from agents.backends.spending import Budget, BudgetSpent
-from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
+from agents.base import BackendError, ChatMessage, Completion, Sampling
 from benchmarks.__main__ import main as benchmark
 from benchmarks.reproducibility import compare_runs
 from josh_search.__main__ import main as search
@@ -214,7 +214,7 @@ def test_dollars_of_earlier_sessions_count(server: ChatServer, tmp_path: Path) -
         with Journal(tmp_path) as journal:
             budget = Budget(max_usd=limit, spent=journal.spent)
             with OpenAIBackend.connect("m", server.url, price=DEAR, budget=budget) as backend:
-                recorded = Recorded(backend, journal, "m")
+                recorded = Recorded(backend, journal, "m", billed=True)
                 with pytest.raises(BudgetSpent):
                     for seed in range(100):
                         recorded.complete(PROMPT, Sampling(seed=seed))
@@ -258,14 +258,16 @@ def test_calls_differ_by_all_that_is_asked_for() -> None:
 def test_a_journal_goes_on_after_a_kill(tmp_path: Path) -> None:
     answers = {seed: f"answer {seed} \ud83d" for seed in range(5)}
     with Journal(tmp_path) as journal:
-        backend = Recorded(CannedBackend(lambda _, how: answers[how.seed]), journal, "m")
+        backend = Recorded(
+            CannedBackend(lambda _, how: answers[how.seed]), journal, "m", billed=True
+        )
         first = [backend.complete(PROMPT, Sampling(seed=seed)) for seed in answers]
     file = tmp_path / COMPLETIONS
     file.write_bytes(file.read_bytes()[:-3])
     assert len(Recording.of(tmp_path).keys()) == 4  # a run that is written at the moment
     with Journal(tmp_path) as journal:
         assert journal.spent == sum((answer.usage for answer in first[:4]), Usage())
-        backend = Recorded(CannedBackend(["another"]), journal, "m")
+        backend = Recorded(CannedBackend(["another"]), journal, "m", billed=True)
         again = [backend.complete(PROMPT, Sampling(seed=seed)) for seed in answers]
     assert again[:4] == first[:4] and again[4].text == "another"
     replayed = ReplayBackend(Recording.of(tmp_path), "m")
@@ -277,41 +279,60 @@ def test_the_last_answer_to_a_call_counts_and_all_are_paid_for(tmp_path: Path) -
     one, two = (Completion(text, Usage(5, 1, calls=1), "stop", -0.5) for text in ("one", "two"))
     with Journal(tmp_path) as journal:
         for answer in (one, two):
-            journal.keep(to_record("m", 1, answer))
+            journal.keep(to_record("m", 1, answer, billed=True))
         assert journal.find(1) == two and journal.spent.tokens == 12
     assert Recording.of(tmp_path).find(1) == two and Recording.of(tmp_path).spent.calls == 2
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_equal_calls_at_once_are_made_once(tmp_path: Path, fails: bool) -> None:
-    """Unless the first fails: then the next tries."""
+def test_equal_calls_at_once_are_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """They share the answer, and the error too."""
     asked: list[int] = []
-    waiting = Event()
+    waiting, all_there = Event(), Event()
+
+    class Asking(dict[int, object]):
+        """Tells when all seven calls have come."""
+
+        calls = 0
+
+        def setdefault(self, key: int, default: object = None) -> object:
+            self.calls += 1
+            if self.calls == 7:
+                all_there.set()
+            return super().setdefault(key, default)
 
     def script(prompt: Sequence[ChatMessage], sampling: Sampling) -> str:
         asked.append(sampling.seed)
         if sampling.seed == 0:
             waiting.wait(10)
-            if fails and asked.count(0) == 1:
+            if fails:
                 raise BackendError("no answer")
         return f"answer {len(asked)}"
 
     with Journal(tmp_path) as journal, ThreadPoolExecutor(8) as pool:
-        backend = Recorded(CannedBackend(script), journal, "m")
+        backend = Recorded(CannedBackend(script), journal, "m", billed=False)
+        monkeypatch.setattr(backend, "_asked", Asking())
         same = [pool.submit(backend.complete, PROMPT, Sampling()) for _ in range(6)]
         other = pool.submit(backend.complete, PROMPT, Sampling(seed=1))
         assert other.result(10), "it waits for none of them"
+        assert all_there.wait(10)
         waiting.set()
         wait(same)
-    failed = [call for call in same if call.exception()]
-    answers = {call.result() for call in same if call not in failed}
-    assert len(answers) == 1 and len(failed) == fails and asked.count(0) == 1 + fails
+        if fails:
+            assert all(isinstance(call.exception(), BackendError) for call in same)
+        else:
+            assert len({call.result() for call in same}) == 1
+        assert asked.count(0) == 1
+        fails = False
+        assert backend.complete(PROMPT, Sampling()).text
     assert len(Recording.of(tmp_path).keys()) == 2
 
 
 def test_a_worker_hands_its_notes_over_once() -> None:
     notes = Notes(Usage(3, 4))
-    backend = Recorded(CannedBackend(["one", "two"]), notes, "m")
+    backend = Recorded(CannedBackend(["one", "two"]), notes, "m", billed=True)
     first = backend.complete(PROMPT, Sampling())
     assert backend.complete(PROMPT, Sampling()) == first
     assert [record["text"] for record in notes.fetch()] == ["one"] and notes.fetch() == []
@@ -358,9 +379,40 @@ def test_a_harvest_is_replayed_to_the_byte(
     assert replay(third, again, "--trees", "7") == 0
     assert len(server.requests) == asked
     for name in ("trees.jsonl", "kto.jsonl", COMPLETIONS):
-        assert lines(recorded / name) == lines(again / name) == lines(third / name), name
+        assert lines(again / name) == lines(third / name), name
+        # Nobody bills a replay.
+        assert [x.replace(b'"billed":true', b'"billed":false') for x in lines(recorded / name)] == (
+            lines(again / name)
+        ), name
     config = json.loads((again / "config.json").read_text())
     assert config["replays"] == str(recorded) and config["options"]["model"] == "m"
+
+
+def test_what_was_finished_of_a_run_is_replayed(
+    server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trees and episodes were lost, and the last record was torn by a kill."""
+    recorded, again = tmp_path / "recorded", tmp_path / "again"
+    assert harvest(recorded, server) == 0
+    whole = lines(recorded / "trees.jsonl")
+    (recorded / "trees.jsonl").write_bytes(whole[0] + b"\n" + whole[2] + b"\n" + whole[1][:40])
+    assert replay(again, recorded) == 0
+    assert lines(again / "trees.jsonl") == [whole[0], whole[2]]
+    (recorded / "trees.jsonl").write_bytes(b"")
+    assert replay(tmp_path / "none", recorded) == 2
+    assert "has no trees yet" in capsys.readouterr().err
+
+    played, twice = tmp_path / "played", tmp_path / "twice"
+    reach = ["--backend", "openai", "--model", "m", "--base-url", server.url, "--tasks", "4"]
+    assert benchmark(["evaluate", *reach, "--run", str(played)]) == 0
+    episodes = lines(played / "trajectories.jsonl")
+    known = lines(played / COMPLETIONS)
+    (played / COMPLETIONS).write_bytes(b"\n".join(known[:-1]) + b"\n")
+    canned = ["evaluate", "--backend", "canned", "--model", str(played), "--run", str(twice)]
+    assert benchmark(canned) == 1
+    assert "1 of 4 episodes have no record" in capsys.readouterr().err
+    replayed = lines(twice / "trajectories.jsonl")
+    assert len(replayed) == 3 and set(replayed) < set(episodes)
 
 
 def test_an_evaluation_of_several_models_is_replayed(server: ChatServer, tmp_path: Path) -> None:
@@ -400,11 +452,12 @@ def test_what_was_not_recorded_cannot_be_replayed(
     file = recorded / COMPLETIONS
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
     assert replay(run, recorded) == 1
-    assert "has no answer of m to this call" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 of 3 trees have no record" in said and "has no answer of m to a call" in said
     (recorded / COMPLETIONS).unlink()
     assert replay(run, recorded) == 2
     assert f"there is no {COMPLETIONS}" in capsys.readouterr().err
-    with pytest.raises(RunStopped, match="no answer"):
+    with pytest.raises(BackendError, match="no answer"):
         ReplayBackend(Recording(recorded / COMPLETIONS), "m").complete(PROMPT, Sampling())
 
 

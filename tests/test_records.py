@@ -257,7 +257,7 @@ def test_a_run_killed_while_it_began_can_begin_again(tmp_path: Path) -> None:
         "import os, signal, sys, pathlib\n"
         "from toolwoz_gym.records import RunFolder\n"
         "pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "RunFolder(pathlib.Path(sys.argv[1]), {})"
+        "RunFolder(pathlib.Path(sys.argv[1]), {}).log('trees')"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert killed.returncode == -signal.SIGKILL and any(path.iterdir())
@@ -272,6 +272,46 @@ def record_one(path: Path, config: dict[str, Any]) -> None:
     log = RunFolder(path, config).log("trees")
     log.append({"key": 1})
     log.close()
+
+
+def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path: Path) -> None:
+    """And the folder holds the configuration of the other."""
+    code = (
+        "import pathlib, sys, time\n"
+        "from toolwoz_gym.records import RunFolder\n"
+        "from toolwoz_gym.types import UsageError\n"
+        "folder = RunFolder(pathlib.Path(sys.argv[1]), {'options': {'seed': int(sys.argv[2])}})\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "try:\n"
+        "    log = folder.log('trees')\n"
+        "except UsageError:\n"
+        "    sys.exit(2)\n"
+        "log.append({'key': sys.argv[2]})\n"
+    )
+    for attempt in range(3):
+        path = tmp_path / str(attempt)
+        begun = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(path), str(seed)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for seed in (1, 2)
+        ]
+        for process in begun:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for process in begun:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in begun:
+            process.communicate()
+        assert sorted(process.returncode for process in begun) == [0, 2]
+        (record,) = read_jsonl(path / "trees.jsonl")
+        config = json.loads((path / "config.json").read_text())
+        assert config["options"] == {"seed": int(record["key"])}
 
 
 def test_a_run_that_came_to_nothing_makes_room_for_another(tmp_path: Path) -> None:
@@ -304,7 +344,7 @@ def other_world(path: Path) -> None:
 
 
 def only_answers(path: Path) -> None:
-    RunFolder(path, OTHER_OPTION)
+    RunFolder(path, OTHER_OPTION).log("trees").close()
     (path / "completions.jsonl").write_text("{}\n")
 
 

@@ -40,8 +40,10 @@ class RunFolder:
         self.check(path, config)
         self.path = path
         self._config = config
-        if not (path / "config.json").exists():
-            self._write_config()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write the run folder {path}: {error.strerror}") from None
 
     @staticmethod
     def check(path: Path, config: Mapping[str, Any]) -> None:
@@ -66,22 +68,19 @@ class RunFolder:
         log = Log(self.path / f"{name}.jsonl")
         try:
             self.check(self.path, self._config)  # now that nobody else writes
-            if _changes_of(self.path, self._config):  # of a run that came to nothing
-                self._write_config()
+            file = self.path / "config.json"
+            # Another configuration is that of a run that came to nothing.
+            if not file.exists() or _changes_of(self.path, self._config):
+                write_json(file, {**self._config, "made_with": provenance()})
+            for part in self.path.glob(".*.part"):  # of files that a kill left half written
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            log.close()
+            raise UsageError(f"cannot write the run folder {self.path}: {error.strerror}") from None
         except UsageError:
             log.close()
             raise
-        for part in self.path.glob(".*.part"):  # of files that a kill left half written
-            part.unlink(missing_ok=True)
         return log
-
-    def _write_config(self) -> None:
-        file = self.path / "config.json"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(file, {**self._config, "made_with": provenance()})
-        except OSError as error:
-            raise UsageError(f"cannot write the run folder {self.path}: {error.strerror}") from None
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -321,10 +320,7 @@ def _changes_of(path: Path, config: Mapping[str, Any]) -> list[str]:
     file = path / "config.json"
     try:
         if not file.exists():
-            # A run that was killed before its config.json was whole has left a part of it.
-            if path.exists() and (
-                not path.is_dir() or any(f.suffix != ".part" for f in path.iterdir())
-            ):
+            if path.exists() and not (path.is_dir() and all(map(_is_left_over, path.iterdir()))):
                 raise UsageError(f"{path} holds something else: choose another run folder")
             return []
         old = json.loads(file.read_text("utf-8"))
@@ -335,6 +331,11 @@ def _changes_of(path: Path, config: Mapping[str, Any]) -> list[str]:
     if not isinstance(old, dict):
         raise UsageError(f"{file} is damaged: choose another run folder")
     return _changes(old, json.loads(json.dumps(config)))
+
+
+def _is_left_over(file: Path) -> bool:
+    """Return whether a file is what a run leaves that is killed before its config.json is whole."""
+    return file.suffix == ".part" or (file.suffix == ".jsonl" and file.stat().st_size == 0)
 
 
 def _changes(old: Any, new: Any, name: str = "") -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 
 from agents.backends.journal import Recording, call_key
-from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
+from agents.base import BackendError, ChatMessage, Completion, Sampling
 from toolwoz_gym.types import ToolSpec, Usage
 
 
@@ -55,13 +55,13 @@ class ReplayBackend:
         """Write the next message of a chat.
 
         Raises:
-            RunStopped: The recorded run has made no such call.
+            BackendError: The recorded run has made no such call, or had no answer to it.
         """
         found = self._recording.find(call_key(self._model, prompt, sampling, tools))
         if found is None:
-            raise RunStopped(
-                f"{self._recording.path} has no answer of {self._model} to this call: the run was "
-                "made with other options, fewer tasks, or another version"
+            raise BackendError(
+                f"{self._recording.path} has no answer of {self._model} to a call: the run had "
+                "none, or was made by another version"
             )
         return found
 

@@ -9,13 +9,13 @@ driver, which has the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from threading import Condition, Lock
+from threading import Lock
 from typing import Any, Protocol, Self
 
-from agents.base import Backend, ChatMessage, Completion, Sampling
+from agents.base import Backend, BackendError, ChatMessage, Completion, Sampling
 from toolwoz_gym.records import Log, ledger_to_json, usage_to_json
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
@@ -156,6 +156,7 @@ class Journal(Recording):
         with self._lock:
             if self._log is None:
                 self._log = Log(self.path, sync=False)
+                self._read()  # another session may have written since
             self._add(record, self._log.append(record))
 
     def __enter__(self) -> Self:
@@ -206,9 +207,7 @@ class Notes:
 class Recorded:
     """A backend that has every completion kept, and asks for none that is kept already."""
 
-    def __init__(
-        self, backend: Backend, notebook: Notebook, model: str, *, billed: bool = True
-    ) -> None:
+    def __init__(self, backend: Backend, notebook: Notebook, model: str, *, billed: bool) -> None:
         """Record a backend.
 
         Args:
@@ -221,40 +220,49 @@ class Recorded:
         self._backend = backend
         self._notebook = notebook
         self._model = model
-        self._asked: set[int] = set()
-        self._answered = Condition()
+        self._asked: dict[int, Future[Completion]] = {}
+        self._lock = Lock()
 
     def complete(
         self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec] = ()
     ) -> Completion:
-        """Write the next message of a chat: see :meth:`~agents.base.Backend.complete`."""
+        """Write the next message of a chat: see :meth:`~agents.base.Backend.complete`.
+
+        While an equal call is under way, its answer or its error is the answer to this one.
+        """
         key = call_key(self._model, prompt, sampling, tools)
-        with self._alone(key):
-            known = self._notebook.find(key)
-            if known is not None:
-                return known
-            completion = self._backend.complete(prompt, sampling, tools)
-            record = to_record(self._model, key, completion, billed=self._billed)
-            self._notebook.keep(record)
+        own: Future[Completion] = Future()
+        with self._lock:
+            call = self._asked.setdefault(key, own)
+        if call is not own:
+            return call.result()
+        try:
+            own.set_result(self._find_or_ask(key, prompt, sampling, tools))
+        except (BackendError, UsageError) as error:
+            own.set_exception(error)
+        finally:
+            own.cancel()  # without effect but after a bug: then nobody must wait for it
+            with self._lock:
+                del self._asked[key]
+        return own.result()
+
+    def _find_or_ask(
+        self,
+        key: int,
+        prompt: Sequence[ChatMessage],
+        sampling: Sampling,
+        tools: Sequence[ToolSpec],
+    ) -> Completion:
+        known = self._notebook.find(key)
+        if known is not None:
+            return known
+        completion = self._backend.complete(prompt, sampling, tools)
+        record = to_record(self._model, key, completion, billed=self._billed)
+        self._notebook.keep(record)
         return _completion(record)  # seconds rounded, as a replay will read them
 
-    @contextmanager
-    def _alone(self, key: int) -> Iterator[None]:
-        """Wait until no equal call is under way: what it is answered is the answer to this one."""
-        with self._answered:
-            self._answered.wait_for(lambda: key not in self._asked)
-            self._asked.add(key)
-        try:
-            yield
-        finally:
-            with self._answered:
-                self._asked.remove(key)
-                self._answered.notify_all()
 
-
-def to_record(
-    model: str, key: int, completion: Completion, *, billed: bool = True
-) -> dict[str, Any]:
+def to_record(model: str, key: int, completion: Completion, *, billed: bool) -> dict[str, Any]:
     """Write a completion as a line of ``completions.jsonl``.
 
     Args:

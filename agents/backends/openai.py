@@ -7,7 +7,6 @@ whole or not at all.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -17,7 +16,7 @@ from threading import BoundedSemaphore, Event
 from typing import Any, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from openai import APIConnectionError, APIStatusError, DefaultHttpxClient, OpenAI, Timeout
+from openai import APIStatusError, DefaultHttpxClient, OpenAI, Timeout
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from agents.backends.retry import (
@@ -32,7 +31,14 @@ from agents.backends.retry import (
 )
 from agents.backends.spending import OPENAI, Budget, Price, prices
 from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
-from agents.tool_formats import encodable, in_protocol, native_chat, read_native, tool_schema
+from agents.tool_formats import (
+    encodable,
+    in_protocol,
+    native_chat,
+    read_native,
+    tool_schema,
+    written_call,
+)
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -264,16 +270,18 @@ class OpenAIBackend:
         """
         began = time.perf_counter()
         request = self._request(prompt, sampling, tools)
-        retrying = self._patience.retrying(self._closing)
+        retrying = self._patience.retrying(self._closing, lambda: self._answered)
         bills: list[Usage] = []
         try:
             answer: Completion = retrying(self._ask, request, bills)
         except FAILED as error:
             tries = retrying.statistics["attempt_number"]
             often = f" ({tries} tries)" if tries > 1 else ""
-            kind = RunStopped if concerns_all(error) else BackendError
+            nobody = is_unreachable(error) and not self._answered
+            hint = ": is the server running?" if nobody else ""
+            kind = RunStopped if nobody or concerns_all(error) else BackendError
             # Not chained: the server's words can repeat the key.
-            raise kind(self._line(f"{describe(error)}{often}")) from None
+            raise kind(self._line(f"{describe(error)}{often}{hint}")) from None
         retries = retrying.statistics["attempt_number"] - 1
         call = Usage(calls=1, retries=retries, seconds=time.perf_counter() - began)
         return replace(answer, usage=sum(bills, call))
@@ -330,11 +338,6 @@ class OpenAIBackend:
                 self._budget.check()
                 try:
                     answer = self._send(**sent)
-                except APIConnectionError as error:
-                    if self._answered or not is_unreachable(error):
-                        raise
-                    line = f"{describe(error)}: is the server running?"
-                    raise RunStopped(self._line(line)) from None
                 except APIStatusError as error:
                     self._answered = True
                     if wants_too_much(error, request["max_tokens"]):
@@ -404,15 +407,13 @@ def _tokens(answer: object) -> Usage:
 def _action(message: _Message) -> str:
     """Return what a model wrote in its own format as an action.
 
-    A server that does not know the format leaves calls and thoughts in the text. The arguments of a
-    call stay as they were written: what is wrong with them is for the environment to say. A turn is
-    one action, so further calls are dropped, and so are words beside a call.
+    A server that does not know the format leaves calls and thoughts in the text. A turn is one
+    action, so further calls are dropped, and so are words beside a call.
     """
     if not message.tool_calls:
         return read_native(message.content or "")
     call = message.tool_calls[0].function
-    arguments = (call.arguments or "").strip() or "{}"
-    return f'{{"name": {json.dumps(call.name)}, "arguments": {arguments}}}'
+    return written_call(call.name, (call.arguments or "").strip() or "{}")
 
 
 def _logprob(choice: _Choice) -> float | None:

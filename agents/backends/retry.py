@@ -6,7 +6,7 @@ Errors are those of the ``openai`` library; LiteLLM's derive from them.
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,9 +19,9 @@ from typing import Any
 from openai import APIConnectionError, APIError, APIResponseValidationError, OpenAIError
 from pydantic import ValidationError
 from tenacity import (
+    RetryCallState,
     Retrying,
     retry_if_exception,
-    stop_after_attempt,
     wait_exception,
     wait_random_exponential,
 )
@@ -62,21 +62,30 @@ class Patience:
     """How often a request is tried, and how long is waited in between."""
 
     tries: int = 8
+    tries_of_nobody: int = 3
+    """The same of a server that has never answered, where nobody listens."""
     first: float = 1.0
     """Seconds: the wait after the first failure is a random part of it; each later wait is drawn
     from twice as much."""
     longest: float = 60.0
     """Seconds: the most that is waited unasked. A server that asks for more has failed."""
 
-    def retrying(self, closing: Event) -> Retrying:
+    def retrying(self, closing: Event, has_answered: Callable[[], bool]) -> Retrying:
         """Return what tries again after errors that pass.
 
         Args:
             closing: Ends a wait when it is set.
+            has_answered: Says whether the server ever has.
         """
+
+        def is_enough(state: RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            nobody = is_unreachable(error) and not has_answered()
+            return state.attempt_number >= (self.tries_of_nobody if nobody else self.tries)
+
         return Retrying(
             retry=retry_if_exception(self._passes),
-            stop=stop_after_attempt(self.tries),
+            stop=is_enough,
             wait=wait_exception(_asked_wait)
             + wait_random_exponential(multiplier=self.first, max=self.longest),
             sleep=sleep_using_event(closing),
@@ -107,8 +116,10 @@ def concerns_all(error: Exception) -> bool:
     return lasting or error.code == "insufficient_quota"
 
 
-def is_unreachable(error: APIConnectionError) -> bool:
+def is_unreachable(error: BaseException | None) -> bool:
     """Return whether nobody listens at the address, or there is no such host."""
+    if not isinstance(error, APIConnectionError):
+        return False
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, (ConnectionRefusedError, gaierror)):
         cause = cause.__cause__ or cause.__context__
