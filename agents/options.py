@@ -24,7 +24,7 @@ from agents.customers import (
 )
 from agents.erring import ErringAgent
 from agents.gold import GoldAgent
-from agents.models import adapter_digest, resolve
+from agents.models import BUNDLED, adapter_digest, resolve
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.tool_calling import ToolCallingAgent
 from agents.tool_formats import is_native
@@ -385,6 +385,10 @@ class PlayOptions(AgentOptions):
             )
         if self.base_url != OPENAI and "openai" not in backends:
             raise UsageError("--base-url is for --backend openai: add it")
+        players = [self] if self.needs_model else []
+        for player in (*players, *([self.customer_model()] if self.user in FORMS else [])):
+            if player.backend in _SERVERS and player.model == BUNDLED:
+                raise UsageError(f"{player.backend} wants a model's name there: --model <name>")
         if self.exact and self.needs_model and self.backend in _SERVERS:
             raise UsageError("a server's results cannot be made exact: leave --exact out")
         if self.user_base_url and (self.user_backend or self.backend) != "openai":
@@ -427,9 +431,18 @@ class PlayOptions(AgentOptions):
         return {name: adapter_digest(adapter) for name, adapter in found.items() if adapter}
 
     def unused(self) -> frozenset[str]:
-        """Return the names of the options of a customer's model, if none plays it."""
-        names = ("user_model", "user_backend", "user_temperature", "user_max_tokens")
-        return frozenset(() if self.user in FORMS else names)
+        """Return the names of the options of models that do not play."""
+        customers = ("user_model", "user_backend", "user_temperature", "user_max_tokens")
+        agents = ("tool_format", "constrain", "temperature", "max_tokens")
+        shared = ("model", "backend", "dtype", "exact")
+        has_customer = self.user in FORMS
+        return frozenset(
+            (
+                *(() if has_customer else customers),
+                *(() if self.needs_model else agents),
+                *(() if self.needs_model or has_customer else shared),
+            )
+        )
 
     def customer_model(self) -> Self:
         """Return the options with the customer's language model in the place of the agent's."""

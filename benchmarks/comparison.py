@@ -215,6 +215,8 @@ def tables(comparison: Comparison) -> list[Table]:
         rows[f"pass^{trials}, %"] = [f"{100 * r.pass_hat[-1]:.1f}" for r in results]
     for outcome in OUTCOMES:
         rows[f"Episodes: {outcome}"] = [f"{r.outcomes[outcome]:,}" for r in results]
+    for kind in sorted({kind for r in results for kind in r.user_faults}):
+        rows[f"User fault: {kind}"] = [f"{r.user_faults.get(kind, 0):,}" for r in results]
     rows["Messages"] = [f"{r.steps:,}" for r in results]
     rows["Messages: malformed"] = [f"{sum(r.malformed.values()):,}" for r in results]
     for kind in get_args(Mistake):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
+from functools import partial
+from threading import Event
 from typing import Any, Protocol, TypeAlias
 
-from agents.base import AgentFactory, BackendError, RunStopped
+from agents.base import Agent, AgentFactory, BackendError, RunStopped
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.pools import as_finished
 from toolwoz_gym.records import (
@@ -22,7 +24,7 @@ from toolwoz_gym.records import (
 )
 from toolwoz_gym.rollout import play
 from toolwoz_gym.seeding import derive
-from toolwoz_gym.types import Episode, Task
+from toolwoz_gym.types import Episode, Message, Task
 from toolwoz_gym.users.faults import faults
 
 TRAJECTORIES = "trajectories"
@@ -47,6 +49,8 @@ class Tally:
     tokens: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     """Episodes without a record, by reason: a model behind them did not answer."""
+    stopped: BackendError | None = None
+    """Why no model answers any more."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count a finished episode."""
@@ -92,10 +96,7 @@ def play_all(
         watcher: Is told of every finished episode.
 
     Returns:
-        What the folder holds now, and what was lost.
-
-    Raises:
-        BackendError: No model answers any more. Episodes that were finished are in the folder.
+        What the folder holds now, what was lost, and what ended it before all was played.
     """
     tally = Tally(len(players) * len(tasks) * trials)
     log = folder.log(TRAJECTORIES)
@@ -123,12 +124,14 @@ def play_all(
             ]
             if not wanted:
                 continue
-            # The model is closed before the pool is: after an error, no episode plays to its end.
+            stopped = Event()
+            # Calls in flight are answered, and kept, before the model is closed.
             with (
-                ThreadPoolExecutor(episodes_at_once) as pool,
                 player(dialogue) as (seated, make_agent),
+                ThreadPoolExecutor(episodes_at_once) as pool,
             ):
-                played = (pool.submit(episode, model, seated, make_agent, *pair) for pair in wanted)
+                make = partial(_stoppable, make_agent, stopped)
+                played = (pool.submit(episode, model, seated, make, *pair) for pair in wanted)
                 try:
                     with closing(as_finished(played)) as groups:
                         in_a_row = 0
@@ -140,12 +143,11 @@ def play_all(
                         for future in ended:
                             try:
                                 record = future.result()
-                            except RunStopped:
-                                raise
                             except BackendError as error:
                                 in_a_row += 1
-                                if in_a_row == MOST_LOST:
-                                    raise
+                                if isinstance(error, RunStopped) or in_a_row == MOST_LOST:
+                                    tally.stopped = error
+                                    return tally
                                 tally.lost[str(error)] += 1
                                 watcher.update(tally, None)
                             else:
@@ -153,11 +155,29 @@ def play_all(
                                 log.append(record)
                                 tally.add(record)
                                 watcher.update(tally, record)
-                finally:
+                finally:  # no episode plays to its end
+                    stopped.set()
                     pool.shutdown(wait=False, cancel_futures=True)
     finally:
         log.close()
     return tally
+
+
+@dataclass(frozen=True, slots=True)
+class _Stoppable:
+    """Plays as an agent does, until that is in vain."""
+
+    agent: Agent
+    stopped: Event
+
+    def act(self, view: Sequence[Message], *, seed: int) -> Message:
+        if self.stopped.is_set():
+            raise CancelledError
+        return self.agent.act(view, seed=seed)
+
+
+def _stoppable(make_agent: AgentFactory, stopped: Event, task: Task) -> Agent:
+    return _Stoppable(make_agent(task), stopped)
 
 
 def _key(model: str, task: Task, trial: int) -> str:

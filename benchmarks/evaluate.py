@@ -68,7 +68,9 @@ class EvaluateOptions(PlayOptions):
     def decisive(self) -> dict[str, Any]:
         """Return the options that decide what the records say, as JSON data."""
         values = asdict(self) | {"adapter": self.adapter.as_posix() if self.adapter else None}
-        ignored = INDIFFERENT | self.unused() | {"episodes_at_once"}
+        players = self.players().values()
+        unused = frozenset.intersection(*(player.unused() for player in players))
+        ignored = INDIFFERENT | unused | {"episodes_at_once"}
         return {name: value for name, value in values.items() if name not in ignored}
 
 
@@ -127,6 +129,8 @@ def run(options: EvaluateOptions) -> None:
             watcher=progress,
         )
     records = read_jsonl(options.run / f"{TRAJECTORIES}.jsonl")
+    if tally.stopped and not tally.played:
+        raise tally.stopped
     comparison = compare(records, list(players), trials=options.trials, seed=options.seed)
     lost = {"infra_error": tally.lost.total(), "infra_reasons": dict(tally.lost.most_common())}
     write_json(options.run / "summary.json", {**config, **lost, **asdict(comparison)})
@@ -134,11 +138,14 @@ def run(options: EvaluateOptions) -> None:
         write_text(options.run / "evaluation.md", _markdown(options, world, comparison))
         print_tables(comparison)
         print(f"tables and trajectories are in {options.run}")
-    if tally.lost:
-        raise BackendError(
-            f"{tally.lost.total()} of {tally.episodes} episodes have no record, and their tasks no "
-            f"part in the figures: the model did not answer ({tally.lost.most_common()[0][0]})"
+    missing = tally.episodes - tally.played.total()
+    if missing:
+        why = tally.stopped or tally.lost.most_common()[0][0]
+        said = (
+            f"{missing} of {tally.episodes} episodes have no record, and their tasks no part in "
+            f"the figures: {why}"
         )
+        raise UsageError(said) if asked.backend == "canned" else BackendError(said)
 
 
 def _markdown(options: EvaluateOptions, world: str, comparison: Comparison) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from agents.backends.journal import COMPLETIONS, Recording
 from benchmarks.comparison import Table
 from benchmarks.episodes import TRAJECTORIES
-from toolwoz_gym.records import dump, read_jsonl
+from toolwoz_gym.records import dump, read_config, read_jsonl
 from toolwoz_gym.types import UsageError
 
 
@@ -36,7 +36,7 @@ class Likeness:
     equal_texts: int
     """Those that were answered with the same text."""
     equal_logprobs: int
-    """Those with the same log-probability of it, to six decimals."""
+    """Those with the same log-probability of it, to six decimals, or with none."""
     drift: float
     """The largest difference of these log-probabilities."""
 
@@ -71,6 +71,8 @@ def run(options: ReproducibilityOptions) -> None:
             f"{found.drift:.6f}",
         )
         rows.append((str(other), *figures))
+        if differing := _other_options(first, other):
+            print(f"{other} has other options than {first}: {', '.join(differing)}")
     print(Table(header, tuple(rows)).markdown())
 
 
@@ -80,6 +82,8 @@ def compare_runs(one: Path, other: Path) -> Likeness:
     Raises:
         UsageError: A folder holds no run.
     """
+    if _kind(one) != _kind(other):
+        raise UsageError(f"{one} has {_kind(one)} and {other} {_kind(other)}: compare like runs")
     records, others = _records(one), _records(other)
     both = records.keys() & others.keys()
     here, there = (Recording(run / COMPLETIONS) for run in (one, other))
@@ -96,18 +100,30 @@ def compare_runs(one: Path, other: Path) -> Likeness:
         equal_dialogues=sum(_words(records[key]) == _words(others[key]) for key in both),
         calls=len(pairs),
         equal_texts=len(same),
-        equal_logprobs=sum(drift == 0.0 for drift in drifts),
+        equal_logprobs=sum(a.logprob == b.logprob for a, b in same),
         drift=max(drifts, default=0.0),
     )
 
 
 def _records(run: Path) -> dict[str, dict[str, Any]]:
     """Return a run's records by key, without their ledgers."""
+    file = run / f"{_kind(run)}.jsonl"
+    return {r["key"]: {k: v for k, v in r.items() if k != "ledger"} for r in read_jsonl(file)}
+
+
+def _kind(run: Path) -> str:
+    """Return what a run has records of: ``trees`` or ``trajectories``."""
     for name in ("trees", TRAJECTORIES):
         if (run / f"{name}.jsonl").exists():
-            records = list(read_jsonl(run / f"{name}.jsonl"))
-            return {r["key"]: {k: v for k, v in r.items() if k != "ledger"} for r in records}
+            return name
     raise UsageError(f"there is no run in {run}")
+
+
+def _other_options(one: Path, other: Path) -> list[str]:
+    """Return which options of two runs differ, but for what runs their models."""
+    a, b = (read_config(run)["options"] for run in (one, other))
+    names = {*a, *b} - {"backend", "user_backend"}
+    return sorted(name for name in names if a.get(name) != b.get(name))
 
 
 def _words(value: Any) -> Any:

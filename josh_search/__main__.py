@@ -186,10 +186,13 @@ def run(options: HarvestOptions) -> None:
         tally = harvest(
             engine, tasks, folder, watcher=progress, number=options.tasks, patience=patience
         )
+    if tally.stopped and not tally.finished:
+        raise tally.stopped
     seconds = time.monotonic() - began
     shown = options.shown(dialogue.domain)
     whole = None if tally.before else seconds  # how long the other sessions took is not known
-    summary = finish(options.run, tally, *shown, model=options.model, seconds=whole)
+    played = options.model if options.needs_model else options.agent
+    summary = finish(options.run, tally, *shown, model=played, seconds=whole)
     rows = summary["rows"]
     print(
         f"{tally.solved} of {tally.tasks} tasks solved, {tally.goals_met} of {tally.goals_total} "
@@ -214,10 +217,9 @@ def run(options: HarvestOptions) -> None:
         print(f"infra_error: {count} trees were lost: {reason}")
     print(f"look at {options.run / 'report.html'}")
     if tally.finished < tally.tasks:
-        raise BackendError(
-            f"{tally.tasks - tally.finished} of {tally.tasks} trees have no record: "
-            f"the model did not answer ({next(iter(tally.reasons()))})"
-        )
+        why = tally.stopped or f"the model did not answer ({next(iter(tally.reasons()))})"
+        said = f"{tally.tasks - tally.finished} of {tally.tasks} trees have no record: {why}"
+        raise UsageError(said) if asked.backend == "canned" else BackendError(said)
 
 
 def main(args: Sequence[str] | None = None) -> int:

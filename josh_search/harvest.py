@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from agents.base import RunStopped
 from josh_search.engine import Engine, Job
 from josh_search.report import write_report
 from josh_search.rows import write_rows
@@ -58,6 +59,8 @@ class Tally:
     """Live leaves of the trees that still grow, by key."""
     lost: dict[str, str] = field(default_factory=dict)
     """Why there is no record of a tree that was tried, by key: a model behind it did not answer."""
+    stopped: RunStopped | None = None
+    """Why no model answers any more."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count a finished tree."""
@@ -140,7 +143,7 @@ def harvest(
             next; a round that finishes a tree begins anew. When they are used up, the harvest ends.
 
     Returns:
-        What the folder holds now, and which trees were lost.
+        What the folder holds now, which trees were lost, and what ended it before all was tried.
 
     Raises:
         UsageError: The folder cannot be written: no space is left, for example.
@@ -151,7 +154,11 @@ def harvest(
         vain = 0
         while waiting:
             before = tally.finished
-            _play_round(engine, tasks, waiting, log, tally, watcher)
+            try:
+                _play_round(engine, tasks, waiting, log, tally, watcher)
+            except RunStopped as error:
+                tally.stopped = error
+                break
             vain = 0 if tally.finished > before else vain + 1
             if vain > len(patience):
                 break

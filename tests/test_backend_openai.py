@@ -215,6 +215,19 @@ def test_a_server_that_has_answered_may_be_away_for_a_while(answer: Behaviour) -
     assert not isinstance(raised.value, RunStopped)
 
 
+def test_a_server_that_keeps_failing_is_told_of_once(
+    server: ChatServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.default = fails(503, "overloaded")
+    with OpenAIBackend.connect("m", server.url, patience=QUICK) as backend:
+        for _ in range(3):
+            with pytest.raises(BackendError):
+                backend.complete(PROMPT, Sampling())
+        server.script, server.default = [fails(503, "overloaded")], says("Hello!")
+        assert backend.complete(PROMPT, Sampling()).text == "Hello!"
+    assert caplog.messages == [f"m at {server.url}: HTTP 503: overloaded; trying again"]
+
+
 def test_a_server_that_is_slow_at_first_is_waited_for(server: ChatServer) -> None:
     server.script = [server_module.hangs, server_module.drops]
     assert ask(server, timeout=0.2) == HELLO
@@ -379,14 +392,16 @@ def test_any_wait_that_is_asked_for_is_a_number(limited: RateLimitError, asked: 
 
 def wait_after(error: Exception) -> float:
     """Return for how many seconds is waited after an error, jitter apart."""
-    retrying = Patience(first=0.0).retrying(threading.Event(), lambda: True)
+    retrying = Patience(first=0.0).retrying(threading.Event(), lambda: True, lambda _: None)
     state = RetryCallState(retrying, None, (), {})
     state.set_exception((type(error), error, error.__traceback__))
     return float(retrying.wait(state))
 
 
 def test_waits_grow_and_have_jitter() -> None:
-    retrying = Patience(first=1.0, longest=30.0).retrying(threading.Event(), lambda: True)
+    retrying = Patience(first=1.0, longest=30.0).retrying(
+        threading.Event(), lambda: True, lambda _: None
+    )
     state = RetryCallState(retrying, None, (), {})
     state.set_exception((ValueError, ValueError(), None))
     drawn = []

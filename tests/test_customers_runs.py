@@ -120,9 +120,11 @@ def test_scripted_customers_have_no_faults_and_no_model(tmp_path: Path) -> None:
         (["--user", "react"], "written for another environment: choose goal or guided for ToolWOZ"),
         (["--user", "guided"], "a guided customer needs world='multiwoz'"),
         (
-            ["--user", "goal", "--user-backend", "openai", "--user-base-url", "nowhere"],
+            ["--user", "goal", "--user-backend", "openai", "--user-base-url", "nowhere"]
+            + ["--user-model", "m"],
             "'nowhere' is no address of a server",
         ),
+        (["--user", "goal", "--user-backend", "openai"], "openai wants a model's name there"),
     ],
 )
 @pytest.mark.parametrize("command", ["harvest", "evaluate"])

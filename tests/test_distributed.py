@@ -209,6 +209,7 @@ def test_workers_have_their_customers_model(machines: Machines, tmp_path: Path) 
         server.default = says("A cheap hotel in the north, please.")
         args = ["harvest", "--strategy", "josh", "--agent", "random", "--tasks", "6"]
         args += ["--user", "goal", "--user-backend", "openai", "--user-base-url", server.url]
+        args += ["--user-model", "m"]
         assert main([*args, "--run", str(tmp_path / "alone")]) == 0
         alone, server.requests[:] = len(server.requests), []
         args += ["--engine", "ray", "--ray-address", machines.address]
@@ -240,6 +241,7 @@ def test_a_limit_holds_for_all_workers_and_sessions_together(
         server.default = says("A cheap hotel in the north, please.")
         args = ["harvest", "--strategy", "chains", "--agent", "random", "--tasks", "12"]
         args += ["--user", "goal", "--user-backend", "openai", "--user-base-url", server.url]
+        args += ["--user-model", "m"]
         args += ["--engine", "ray", "--ray-address", machines.address, "--trees", "1"]
         args += ["--run", str(run)]
         assert main([*args, "--max-total-tokens", "60"]) == 1
@@ -383,7 +385,7 @@ def test_the_command_goes_on_after_an_interrupt(machines: Machines, tmp_path: Pa
         for _ in range(3):
             process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        assert process.stderr.read().startswith("interrupted; what is finished is kept")
+        assert "\ninterrupted; what is finished is kept" in process.stderr.read()
     assert process.returncode == 130
     assert 3 <= len(list(read_jsonl(broken / "trees.jsonl"))) < 60
     assert main(options) == 0

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
-from chat_server import ChatServer, Handler, chat_server, completion, fails
+from chat_server import ChatServer, Handler, chat_server, completion, fails, says
 from hypothesis import given
 from hypothesis import strategies as st
 from test_backend_openai import DEAR, QUICK
@@ -33,6 +38,8 @@ from benchmarks.reproducibility import compare_runs
 from josh_search.__main__ import main as search
 from toolwoz_gym.records import read_jsonl, usages_from_json, usages_to_json
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PROMPT: list[ChatMessage] = [{"role": "user", "content": "Hello \ud83d!"}]
 
@@ -205,6 +212,92 @@ def test_a_limit_holds_for_all_sessions_and_nothing_is_asked_twice(
     # The trees that were broken off go on with what they had been told.
     assert replay(undisturbed, tmp_path / "run") == 0
     assert lines(undisturbed / "trees.jsonl") == lines(tmp_path / "run" / "trees.jsonl")
+
+
+def test_a_run_that_is_stopped_has_the_figures_of_what_is_finished(
+    server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def limit(log: Path) -> str:
+        """What the first unit takes."""
+        server.default = Moody()
+        return str(sum(usages_from_json(next(read_jsonl(log))).values(), Usage()).tokens)
+
+    assert harvest(tmp_path / "whole", server, "--trees", "1") == 0
+    most = limit(tmp_path / "whole" / "trees.jsonl")
+    run = tmp_path / "run"
+    assert harvest(run, server, "--trees", "1", "--max-total-tokens", most) == 1
+    assert "2 of 3 trees have no record: the token limit is reached" in capsys.readouterr().err
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["tasks"], summary["finished"]) == (3, 1)
+    assert (run / "kto.jsonl").exists() and (run / "report.html").exists()
+
+    server.default = Moody()
+    reach = ["--backend", "openai", "--model", "m", "--base-url", server.url, "--tasks", "3"]
+    one_by_one = ["evaluate", *reach, "--episodes-at-once", "1", "--run"]
+    assert benchmark([*one_by_one, str(tmp_path / "all")]) == 0
+    most = limit(tmp_path / "all" / "trajectories.jsonl")
+    run = tmp_path / "first"
+    assert benchmark([*one_by_one, str(run), "--max-total-tokens", most]) == 1
+    assert "2 of 3 episodes have no record" in capsys.readouterr().err
+    (result,) = json.loads((run / "summary.json").read_text())["results"]
+    assert result["tasks"] == len(lines(run / "trajectories.jsonl")) == 1
+
+
+class Held:
+    """Answers when it may."""
+
+    def __init__(self) -> None:
+        self.may = Event()
+
+    def __call__(self, handler: Handler) -> None:
+        self.may.wait(30)
+        says("Hello there.", finish_reason="stop")(handler)
+
+
+COMMANDS = {"harvest": ["josh_search", "harvest"], "evaluate": ["benchmarks", "evaluate"]}
+
+
+@contextmanager
+def begun(server: ChatServer, command: list[str], run: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a command in a process of its own, until four calls are in flight."""
+    reach = ["--backend", "openai", "--model", "m", "--base-url", server.url, "--tasks", "4"]
+    with subprocess.Popen(
+        [sys.executable, "-m", *command, *reach, "--run", str(run)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while len(server.requests) < 4 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("stopping when the calls in flight are")
+        yield process
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_an_interrupt_loses_no_call_in_flight(
+    server: ChatServer, tmp_path: Path, command: list[str]
+) -> None:
+    server.default = held = Held()
+    with begun(server, command, tmp_path / "run") as process:
+        held.may.set()
+        said = process.communicate()[1]
+    assert process.returncode == 130 and said.startswith("interrupted; what is finished is kept")
+    assert Recording.of(tmp_path / "run").spent.calls == len(server.requests) == 4
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_second_interrupt_gives_them_up(
+    server: ChatServer, tmp_path: Path, command: list[str]
+) -> None:
+    server.default = held = Held()
+    with begun(server, command, tmp_path / "run") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1].startswith("interrupted twice; what is finished is kept")
+        assert process.returncode == 130 and not held.may.is_set()
+    held.may.set()
 
 
 def test_dollars_of_earlier_sessions_count(server: ChatServer, tmp_path: Path) -> None:
@@ -409,7 +502,7 @@ def test_what_was_finished_of_a_run_is_replayed(
     known = lines(played / COMPLETIONS)
     (played / COMPLETIONS).write_bytes(b"\n".join(known[:-1]) + b"\n")
     canned = ["evaluate", "--backend", "canned", "--model", str(played), "--run", str(twice)]
-    assert benchmark(canned) == 1
+    assert benchmark(canned) == 2
     assert "1 of 4 episodes have no record" in capsys.readouterr().err
     replayed = lines(twice / "trajectories.jsonl")
     assert len(replayed) == 3 and set(replayed) < set(episodes)
@@ -451,7 +544,7 @@ def test_what_was_not_recorded_cannot_be_replayed(
     assert not run.exists()
     file = recorded / COMPLETIONS
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
-    assert replay(run, recorded) == 1
+    assert replay(run, recorded) == 2
     said = capsys.readouterr().err
     assert "1 of 3 trees have no record" in said and "has no answer of m to a call" in said
     (recorded / COMPLETIONS).unlink()
@@ -477,3 +570,13 @@ def test_runs_are_compared(
     assert table[3].startswith(f"| {other} | 0 of 3 | 0 of 3 |")
     assert benchmark(["reproducibility", "--runs", str(recorded)]) == 2
     assert benchmark(["reproducibility", "--runs", str(recorded), str(tmp_path)]) == 2
+    played = tmp_path / "played"
+    reach = ["--backend", "openai", "--model", "m", "--base-url", server.url, "--tasks", "1"]
+    assert benchmark(["evaluate", *reach, "--run", str(played)]) == 0
+    assert benchmark(["reproducibility", "--runs", str(recorded), str(played)]) == 2
+    assert "compare like runs" in capsys.readouterr().err
+    assert harvest(tmp_path / "cold", server, "--temperature", "0.5") == 0
+    capsys.readouterr()
+    assert benchmark(["reproducibility", "--runs", str(recorded), str(tmp_path / "cold")]) == 0
+    said = f"{tmp_path / 'cold'} has other options than {recorded}: temperature\n"
+    assert capsys.readouterr().out.startswith(said)

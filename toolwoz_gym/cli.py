@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Annotated, Any, TypeAlias, Union
 
 from toolwoz_gym.types import UsageError
@@ -36,7 +42,8 @@ def main_cli(
         commands: The commands by name.
         args: The words after the program's name; None reads ``sys.argv``.
         resumable: What can break off a command that goes on where it was when it is run again. A
-            program that names some keeps what is finished after an interrupt too, and says so.
+            program that names some keeps what is finished after an interrupt too, and says so; a
+            second interrupt ends its process at once.
 
     Returns:
         The exit code, with one line that says why where it is not 0: 2 after a
@@ -63,7 +70,8 @@ def main_cli(
             description=f"{inspect.getdoc(options_class)}\n\n{hint}",
             args=_with_config(words, options_class),
         )
-        run(options)
+        with _second_interrupt_ends() if resumable else nullcontext():
+            run(options)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -74,6 +82,32 @@ def main_cli(
         print(f"interrupted; {_KEPT}" if resumable else "interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _second_interrupt_ends() -> Iterator[None]:
+    """Have the first Ctrl-C break off as usual, which can take a while, and say so."""
+    pressed = count()
+
+    def press(number: int, frame: FrameType | None) -> None:
+        if next(pressed):
+            if sys.stdout.isatty():
+                print("\x1b[?25h", end="", flush=True)  # the cursor, which a live line hides
+            print(f"interrupted twice; {_KEPT}", file=sys.stderr, flush=True)
+            os._exit(130)
+        said = "stopping when the calls in flight are answered; Ctrl-C again gives them up"
+        print(said, file=sys.stderr, flush=True)
+        raise KeyboardInterrupt
+
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not default or current_thread() is not main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _with_config(words: list[str], options_class: type) -> list[str]:

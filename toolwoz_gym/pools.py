@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from itertools import islice
 from queue import Empty, SimpleQueue
 from threading import current_thread, main_thread
+from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -51,13 +52,23 @@ def as_finished(
 
 @contextmanager
 def interrupts_as_none(queue: SimpleQueue[Any]) -> Iterator[None]:
-    """Put None into a queue whenever Ctrl-C is pressed, instead of raising ``KeyboardInterrupt``.
+    """Put None into a queue when Ctrl-C raises ``KeyboardInterrupt``, instead of letting it.
 
     Python raises an interrupt wherever the main thread happens to be. If that is inside a future's
     lock, nobody ever opens it again, and the program waits for its threads forever.
     """
     in_main = current_thread() is main_thread()  # no other thread is ever interrupted
-    before = signal.signal(signal.SIGINT, lambda *_: queue.put(None)) if in_main else None
+    before = signal.getsignal(signal.SIGINT)
+
+    def hold_back(number: int, frame: FrameType | None) -> None:
+        try:
+            if callable(before):
+                before(number, frame)
+        except KeyboardInterrupt:
+            queue.put(None)
+
+    if in_main:
+        signal.signal(signal.SIGINT, hold_back)
     try:
         yield
     finally:

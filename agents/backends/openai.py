@@ -7,6 +7,7 @@ whole or not at all.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 from openai import APIStatusError, DefaultHttpxClient, OpenAI, Timeout
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
+from tenacity import RetryCallState
 
 from agents.backends.retry import (
     FAILED,
@@ -50,6 +52,11 @@ _NO_KEY = "none"
 
 _NOT_ESSENTIAL = ("logprobs", "top_logprobs", "parallel_tool_calls", "seed")
 """Parameters that are left out for a server that refuses them."""
+
+_PASSING, _SILENCE = 3, 60.0
+"""A call that fails so often is worth a word, once in so many seconds."""
+
+_log = logging.getLogger(__name__)
 
 _SEEDS = 1 << 31
 """Seeds are sent modulo this: llama.cpp reads 32 bits, and the largest such number as "any"."""
@@ -151,8 +158,8 @@ class OpenAIBackend:
         self._budget = budget or Budget()
         if self._budget.max_usd is not None and price is None:
             raise UsageError(
-                f"the price of {model!r} is unknown, so dollars cannot be limited: limit tokens, "
-                "or add its price to agents/prices.toml"
+                f"the price of {model!r} is unknown, so dollars cannot be limited: limit tokens "
+                "(agents/prices.toml has prices of services, none of a model at another address)"
             )
         self._send = send
         self._model = model
@@ -164,6 +171,7 @@ class OpenAIBackend:
         self._places = BoundedSemaphore(concurrency)
         self._closing = Event()
         self._answered = False  # whether the server has ever answered, if only with an error
+        self._told = -_SILENCE
         self._refused: set[str] = set()  # parameters that the server does not take
 
     @classmethod
@@ -270,7 +278,7 @@ class OpenAIBackend:
         """
         began = time.perf_counter()
         request = self._request(prompt, sampling, tools)
-        retrying = self._patience.retrying(self._closing, lambda: self._answered)
+        retrying = self._patience.retrying(self._closing, lambda: self._answered, self._tell)
         bills: list[Usage] = []
         try:
             answer: Completion = retrying(self._ask, request, bills)
@@ -383,6 +391,15 @@ class OpenAIBackend:
             "length" if choice.finish_reason == "length" else "stop",
             _logprob(choice),
         )
+
+    def _tell(self, state: RetryCallState) -> None:
+        """Say now and then that a server does not answer: nobody else does for minutes."""
+        error = state.outcome.exception() if state.outcome else None
+        if state.attempt_number >= _PASSING and isinstance(error, Exception):
+            now = time.monotonic()
+            if now >= self._told + _SILENCE:
+                self._told = now
+                _log.warning("%s; trying again", self._line(describe(error)))
 
     def _line(self, said: str) -> str:
         """Return what an error says: whose it is, and no key."""

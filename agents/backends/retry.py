@@ -70,12 +70,18 @@ class Patience:
     longest: float = 60.0
     """Seconds: the most that is waited unasked. A server that asks for more has failed."""
 
-    def retrying(self, closing: Event, has_answered: Callable[[], bool]) -> Retrying:
+    def retrying(
+        self,
+        closing: Event,
+        has_answered: Callable[[], bool],
+        on_retry: Callable[[RetryCallState], None],
+    ) -> Retrying:
         """Return what tries again after errors that pass.
 
         Args:
             closing: Ends a wait when it is set.
             has_answered: Says whether the server ever has.
+            on_retry: Called before each wait.
         """
 
         def is_enough(state: RetryCallState) -> bool:
@@ -89,6 +95,7 @@ class Patience:
             wait=wait_exception(_asked_wait)
             + wait_random_exponential(multiplier=self.first, max=self.longest),
             sleep=sleep_using_event(closing),
+            before_sleep=on_retry,
             reraise=True,
         )
 
@@ -175,7 +182,7 @@ _HINTS = {
     401: "the API key is missing or wrong: ",
     402: "the account has run dry: ",
     403: "the API key does not allow it: ",
-    404: "unknown model or address: ",
+    404: "unknown model or address (most end in /v1): ",
 }
 
 

@@ -90,18 +90,16 @@ class Budget:
         if self.max_usd is not None and (usd is None or usd >= self.max_usd):
             part = "an unknown part" if usd is None else f"{usd:.4f}"
             raise BudgetSpent(
-                f"the spending limit is reached ({part} of {self.max_usd:g} US dollars); "
-                "raise it to go on"
+                f"the spending limit is reached ({part} of {self.max_usd:g} US dollars); raise it"
             )
         if self.max_tokens is not None and tokens is None:
             raise BudgetSpent(
-                "tokens cannot be limited: a server does not say how many it used; leave out the "
-                "limit to go on"
+                "tokens cannot be limited: a server does not say how many it used; leave the limit "
+                "out"
             )
         if self.max_tokens is not None and tokens is not None and tokens >= self.max_tokens:
             raise BudgetSpent(
-                f"the token limit is reached ({tokens:,} of {self.max_tokens:,} tokens); "
-                "raise it to go on"
+                f"the token limit is reached ({tokens:,} of {self.max_tokens:,} tokens); raise it"
             )
 
     def charge(self, usage: Usage) -> None:
