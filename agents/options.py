@@ -24,7 +24,7 @@ from agents.customers import (
 )
 from agents.erring import ErringAgent
 from agents.gold import GoldAgent
-from agents.models import BUNDLED, adapter_digest, resolve
+from agents.models import BUNDLED, BUNDLED_BASE, adapter_digest, resolve
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.tool_calling import ToolCallingAgent
 from agents.tool_formats import is_native
@@ -385,10 +385,12 @@ class PlayOptions(AgentOptions):
             )
         if self.base_url != OPENAI and "openai" not in backends:
             raise UsageError("--base-url is for --backend openai: add it")
-        players = [self] if self.needs_model else []
-        for player in (*players, *([self.customer_model()] if self.user in FORMS else [])):
-            if player.backend in _SERVERS and player.model == BUNDLED:
-                raise UsageError(f"{player.backend} wants a model's name there: --model <name>")
+        players = {"--model": self} if self.needs_model else {}
+        if self.user in FORMS:
+            players["--user-model"] = self.customer_model()
+        for option, player in players.items():
+            if player.backend in _SERVERS and player.model in (BUNDLED, BUNDLED_BASE):
+                raise UsageError(f"{player.backend} wants a model's name there: {option} <name>")
         if self.exact and self.needs_model and self.backend in _SERVERS:
             raise UsageError("a server's results cannot be made exact: leave --exact out")
         if self.user_base_url and (self.user_backend or self.backend) != "openai":

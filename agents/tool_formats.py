@@ -123,9 +123,10 @@ def written_call(name: str, arguments: str) -> str:
 def read_native(text: str) -> str:
     """Return what a model wrote in its own format as the environment's action.
 
-    Thoughts at its beginning are left out, and so are words beside a call. Of several calls the
-    first counts, as in τ-bench. What is no call although it is marked as one stays something that
-    :func:`~toolwoz_gym.actions.parse_action` refuses. Marks in the arguments of a call are text.
+    Thoughts at its beginning are left out, and so are words before a marked call. Of several calls
+    the first counts, as in τ-bench. What is no call although it is marked as one stays something
+    that :func:`~toolwoz_gym.actions.parse_action` refuses. Marks in the arguments of a call are
+    text.
 
     Args:
         text: What the model wrote, special tokens included but for the one that ended it.

@@ -145,11 +145,12 @@ def play_all(
                                 record = future.result()
                             except BackendError as error:
                                 in_a_row += 1
+                                if not isinstance(error, RunStopped):
+                                    tally.lost[str(error)] += 1
+                                    watcher.update(tally, None)
                                 if isinstance(error, RunStopped) or in_a_row == MOST_LOST:
                                     tally.stopped = error
                                     return tally
-                                tally.lost[str(error)] += 1
-                                watcher.update(tally, None)
                             else:
                                 in_a_row = 0
                                 log.append(record)

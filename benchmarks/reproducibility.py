@@ -120,8 +120,9 @@ def _kind(run: Path) -> str:
 
 
 def _other_options(one: Path, other: Path) -> list[str]:
-    """Return which options of two runs differ, but for what runs their models."""
-    a, b = (read_config(run)["options"] for run in (one, other))
+    """Return which options of two runs differ, but for what runs their models; their worlds too."""
+    configs = (read_config(run) for run in (one, other))
+    a, b = (config["options"] | {"data": config["world"]} for config in configs)
     names = {*a, *b} - {"backend", "user_backend"}
     return sorted(name for name in names if a.get(name) != b.get(name))
 

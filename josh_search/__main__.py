@@ -91,8 +91,11 @@ def _recorded_tasks(run: Path) -> set[str]:
     trees = run / "trees.jsonl"
     if not trees.is_file():
         raise UsageError(f"{run} is no harvest: python -m benchmarks evaluate replays evaluations")
-    with open(trees, "rb") as file:
-        found = {json.loads(line)["task_id"] for line in file if line.endswith(b"\n")}
+    try:
+        with open(trees, "rb") as file:
+            found = {json.loads(line)["task_id"] for line in file if line.endswith(b"\n")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"cannot read the trees in {trees}: {error}") from None
     if not found:
         raise UsageError(f"{run} has no trees yet: there is nothing to replay")
     return found
@@ -217,7 +220,9 @@ def run(options: HarvestOptions) -> None:
         print(f"infra_error: {count} trees were lost: {reason}")
     print(f"look at {options.run / 'report.html'}")
     if tally.finished < tally.tasks:
-        why = tally.stopped or f"the model did not answer ({next(iter(tally.reasons()))})"
+        reason = str(tally.stopped or next(iter(tally.reasons())))
+        is_down = not tally.stopped and asked.backend != "canned"
+        why = f"the model did not answer ({reason})" if is_down else reason
         said = f"{tally.tasks - tally.finished} of {tally.tasks} trees have no record: {why}"
         raise UsageError(said) if asked.backend == "canned" else BackendError(said)
 

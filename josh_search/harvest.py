@@ -140,7 +140,8 @@ def harvest(
         watcher: Is told of every step of every tree.
         number: How many of the tasks to play, from the first on; None plays all.
         patience: Seconds to wait before lost trees are tried again, from one vain round to the
-            next; a round that finishes a tree begins anew. When they are used up, the harvest ends.
+            next; a round that finishes a tree begins anew. When they are used up, the harvest ends;
+            if there are none, no tree is tried again.
 
     Returns:
         What the folder holds now, which trees were lost, and what ended it before all was tried.
@@ -160,10 +161,10 @@ def harvest(
                 tally.stopped = error
                 break
             vain = 0 if tally.finished > before else vain + 1
-            if vain > len(patience):
+            if vain > len(patience) or not patience:
                 break
             if waiting:
-                seconds = patience[max(0, vain - 1)] if patience else 0.0
+                seconds = patience[max(0, vain - 1)]
                 watcher.wait(tally, seconds)
                 time.sleep(seconds)
     return tally

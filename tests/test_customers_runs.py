@@ -124,7 +124,10 @@ def test_scripted_customers_have_no_faults_and_no_model(tmp_path: Path) -> None:
             + ["--user-model", "m"],
             "'nowhere' is no address of a server",
         ),
-        (["--user", "goal", "--user-backend", "openai"], "openai wants a model's name there"),
+        (
+            ["--user", "goal", "--user-backend", "openai"],
+            "openai wants a model's name there: --user-model",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["harvest", "evaluate"])

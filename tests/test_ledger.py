@@ -273,7 +273,7 @@ def begun(server: ChatServer, command: list[str], run: Path) -> Iterator[subproc
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("stopping when the calls in flight are")
+        assert process.stderr.readline() == "stopping; Ctrl-C again ends at once\n"
         yield process
 
 
@@ -286,7 +286,7 @@ def test_an_interrupt_loses_no_call_in_flight(
         held.may.set()
         said = process.communicate()[1]
     assert process.returncode == 130 and said.startswith("interrupted; what is finished is kept")
-    assert Recording.of(tmp_path / "run").spent.calls == len(server.requests) == 4
+    assert Recording.of(tmp_path / "run").spent.calls == len(server.requests) >= 4
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
@@ -424,6 +424,20 @@ def test_equal_calls_at_once_are_made_once(
     assert len(Recording.of(tmp_path).keys()) == 2
 
 
+def test_a_bug_in_a_shared_call_is_told_by_all(tmp_path: Path) -> None:
+    def script(prompt: Sequence[ChatMessage], sampling: Sampling) -> str:
+        both.wait(10)
+        time.sleep(0.1)
+        raise KeyError("a bug")
+
+    both = Event()
+    with Journal(tmp_path) as journal, ThreadPoolExecutor(2) as pool:
+        backend = Recorded(CannedBackend(script), journal, "m", billed=False)
+        calls = [pool.submit(backend.complete, PROMPT, Sampling()) for _ in range(2)]
+        both.set()
+        assert all(isinstance(call.exception(), KeyError) for call in calls)
+
+
 def test_a_worker_hands_its_notes_over_once() -> None:
     notes = Notes(Usage(3, 4))
     backend = Recorded(CannedBackend(["one", "two"]), notes, "m", billed=True)
@@ -495,6 +509,9 @@ def test_what_was_finished_of_a_run_is_replayed(
     (recorded / "trees.jsonl").write_bytes(b"")
     assert replay(tmp_path / "none", recorded) == 2
     assert "has no trees yet" in capsys.readouterr().err
+    (recorded / "trees.jsonl").write_bytes(b"{}\n")
+    assert replay(tmp_path / "none", recorded) == 2
+    assert "cannot read the trees" in capsys.readouterr().err
 
     played, twice = tmp_path / "played", tmp_path / "twice"
     reach = ["--backend", "openai", "--model", "m", "--base-url", server.url, "--tasks", "4"]

@@ -86,17 +86,19 @@ def main_cli(
 
 @contextmanager
 def _second_interrupt_ends() -> Iterator[None]:
-    """Have the first Ctrl-C break off as usual, which can take a while, and say so."""
+    """Have the first Ctrl-C break off as usual, which can take a while, and the second not."""
     pressed = count()
 
     def press(number: int, frame: FrameType | None) -> None:
+        # No print: whoever is interrupted may hold a lock of the stream, or of a live line.
         if next(pressed):
-            if sys.stdout.isatty():
-                print("\x1b[?25h", end="", flush=True)  # the cursor, which a live line hides
-            print(f"interrupted twice; {_KEPT}", file=sys.stderr, flush=True)
-            os._exit(130)
-        said = "stopping when the calls in flight are answered; Ctrl-C again gives them up"
-        print(said, file=sys.stderr, flush=True)
+            try:
+                if os.isatty(1):
+                    os.write(1, b"\x1b[?25h")  # the cursor, which a live line hides
+                os.write(2, f"interrupted twice; {_KEPT}\n".encode())
+            finally:
+                os._exit(130)
+        os.write(2, b"stopping; Ctrl-C again ends at once\n")
         raise KeyboardInterrupt
 
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler

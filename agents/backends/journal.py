@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, Self
@@ -155,8 +156,9 @@ class Journal(Recording):
         """
         with self._lock:
             if self._log is None:
-                self._log = Log(self.path, sync=False)
+                log = Log(self.path, sync=False)
                 self._read()  # another session may have written since
+                self._log = log
             self._add(record, self._log.append(record))
 
     def __enter__(self) -> Self:
@@ -235,15 +237,17 @@ class Recorded:
         with self._lock:
             call = self._asked.setdefault(key, own)
         if call is not own:
-            return call.result()
+            with suppress(CancelledError):  # a bug broke it off: this one meets it, too
+                return call.result()
+            return self.complete(prompt, sampling, tools)
         try:
             own.set_result(self._find_or_ask(key, prompt, sampling, tools))
         except (BackendError, UsageError) as error:
             own.set_exception(error)
         finally:
-            own.cancel()  # without effect but after a bug: then nobody must wait for it
             with self._lock:
                 del self._asked[key]
+            own.cancel()  # without effect but after a bug: then nobody must wait for it
         return own.result()
 
     def _find_or_ask(

@@ -53,8 +53,11 @@ _NO_KEY = "none"
 _NOT_ESSENTIAL = ("logprobs", "top_logprobs", "parallel_tool_calls", "seed")
 """Parameters that are left out for a server that refuses them."""
 
-_PASSING, _SILENCE = 3, 60.0
-"""A call that fails so often is worth a word, once in so many seconds."""
+_WORTH_A_WORD = 3
+"""So many failures of a call are told of."""
+
+_SILENCE = 60.0
+"""Seconds between two such words, about."""
 
 _log = logging.getLogger(__name__)
 
@@ -395,7 +398,7 @@ class OpenAIBackend:
     def _tell(self, state: RetryCallState) -> None:
         """Say now and then that a server does not answer: nobody else does for minutes."""
         error = state.outcome.exception() if state.outcome else None
-        if state.attempt_number >= _PASSING and isinstance(error, Exception):
+        if state.attempt_number >= _WORTH_A_WORD and isinstance(error, Exception):
             now = time.monotonic()
             if now >= self._told + _SILENCE:
                 self._told = now

@@ -62,6 +62,7 @@ class Patience:
     """How often a request is tried, and how long is waited in between."""
 
     tries: int = 8
+    """A request is tried at most so often."""
     tries_of_nobody: int = 3
     """The same of a server that has never answered, where nobody listens."""
     first: float = 1.0
