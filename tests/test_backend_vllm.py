@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -61,6 +62,13 @@ def backend() -> Iterator[VLLMBackend]:
 
     with VLLMBackend.load("bundled", dtype="float32") as backend:
         yield backend
+
+
+@pytest.fixture(autouse=True)
+def _swept() -> Iterator[None]:
+    """Finds what vLLM has left open now, and not where the marks above no longer hold."""
+    yield
+    gc.collect()
 
 
 def answer_all(backend: VLLMBackend, threads: int) -> list[Completion]:
