@@ -7,11 +7,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from agents.backends.journal import Journal
 from agents.base import BackendError
@@ -65,21 +65,6 @@ class HarvestOptions(PlayOptions, SearchOptions):
         ignored = INDIFFERENT | _WHERE | self.unused() | {"tasks"}
         options = asdict(self) | {"tool_format": self.resolved_format()}
         return {name: value for name, value in options.items() if name not in ignored}
-
-    def as_recorded(self, into: Path) -> Self:
-        """Return the options with which ``canned`` replays a harvest: unless told, all its trees.
-
-        Raises:
-            UsageError: See :meth:`~agents.options.AgentOptions.as_recorded`; or there are fewer.
-        """
-        options = super().as_recorded(into)
-        if self.backend != "canned":
-            return options
-        recorded = len(_recorded_tasks(Path(self.model)))
-        asked = recorded if self.tasks == HarvestOptions.tasks else self.tasks
-        if asked > recorded:
-            raise UsageError(f"{self.model} has {recorded} trees only: lower --tasks")
-        return replace(options, tasks=asked)
 
 
 def _recorded_tasks(run: Path) -> set[str]:
@@ -159,22 +144,25 @@ def run(options: HarvestOptions) -> None:
     env = make_env(options.env, world=options.world, split=options.split, user=options.named_user)
     options.check_user(env)
     dialogue = env.dialogue
-    if options.tasks > len(env.tasks):
-        raise UsageError(f"the split {options.split!r} has {len(env.tasks)} tasks only")
     config = {
         "options": options.decisive(),
         "world": dialogue.domain.fingerprint,
         "adapters": options.adapters(),
     }
     tasks: Sequence[Task] = env.tasks
-    patience = PATIENCE
+    number, patience, there = options.tasks, PATIENCE, f"the split {options.split!r} has"
     if asked.backend == "canned":
         if options.engine == "ray":
             raise UsageError("a run is replayed on this machine: leave --engine ray out")
         config["replays"] = asked.model
         recorded = _recorded_tasks(Path(asked.model))
         tasks = [task for task in env.tasks if task.id in recorded]
+        there = f"{asked.model} has trees of"
+        if number == HarvestOptions.tasks:  # unless told, all
+            number = len(tasks)
         patience = ()  # what is not recorded does not come by waiting
+    if number > len(tasks):
+        raise UsageError(f"{there} {len(tasks)} tasks only")
     RunFolder.check(options.run, config)
 
     from josh_search.progress import Progress
@@ -186,9 +174,7 @@ def run(options: HarvestOptions) -> None:
         Progress() as progress,
     ):
         folder = RunFolder(options.run, config)
-        tally = harvest(
-            engine, tasks, folder, watcher=progress, number=options.tasks, patience=patience
-        )
+        tally = harvest(engine, tasks, folder, watcher=progress, number=number, patience=patience)
     if tally.stopped and not tally.finished:
         raise tally.stopped
     seconds = time.monotonic() - began

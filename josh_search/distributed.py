@@ -73,7 +73,7 @@ def open_ray(
     address: str,
     *,
     journal: Journal,
-    check_budget: Callable[[], None] = lambda: None,
+    check_budget: Callable[[], None],
     workers: int | None = None,
     gpus: int | None = None,
     cpus: int = 1,
