@@ -38,7 +38,7 @@ from toolwoz_gym.toolwoz.task import ToolWOZTask, Wish, make_task
 from toolwoz_gym.toolwoz.tools import DAYS, KEYS, PARAMETERS, POLICY
 from toolwoz_gym.types import END_CONVERSATION, Episode, Message, ToolCall, UsageError
 from toolwoz_gym.users.faults import KINDS, faults
-from toolwoz_gym.users.hearing import ATTENTION, mentions, understand
+from toolwoz_gym.users.hearing import mentions, understand
 from toolwoz_gym.users.noise import SMALL_TALK, with_typos
 from toolwoz_gym.users.scripted import PATIENCE, ScriptedUser
 

@@ -14,6 +14,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+ATTENTION = 4096
+"""How many characters of what an agent says at a time are heard."""
+
 NOUNS = {
     "restaurant": ("restaurant", "place to eat", "place to dine"),
     "hotel": ("place to stay", "place for the night"),
@@ -286,8 +289,12 @@ def mended(text: str) -> str:
 
 def named_domain(text: str) -> str | None:
     """Return the domain that a customer names first, if it names one."""
-    match = _DOMAINS.search(text.lower())
-    return match.lastgroup if match else None
+    return next(iter(domains_named(text)), None)
+
+
+def domains_named(text: str) -> list[str]:
+    """Return the domains that a text names, in order."""
+    return [match.lastgroup or "" for match in _DOMAINS.finditer(text.lower())]
 
 
 def by_domain(text: str, current: str, others: Collection[str]) -> list[tuple[str, str]]:

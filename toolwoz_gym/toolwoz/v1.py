@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from toolwoz_gym.seeding import derive
+from toolwoz_gym.toolwoz.answers import Account, account_of
 from toolwoz_gym.toolwoz.domain import ToolWOZ, check_call, dump, wish_for
 from toolwoz_gym.toolwoz.lexicon import attribute_name
-from toolwoz_gym.toolwoz.tables import TIMES, Row, RowSet, Table, first, last, minute_of, plain
+from toolwoz_gym.toolwoz.tables import TIMES, RowSet, Table, first, last, minute_of, plain
 from toolwoz_gym.toolwoz.task import ToolWOZTask, Wish
-from toolwoz_gym.toolwoz.told import is_known, tells
+from toolwoz_gym.toolwoz.told import is_known
 from toolwoz_gym.toolwoz.tools import DAYS, PARAMETERS
 from toolwoz_gym.types import Episode, Task, ToolCall, ToolError, Verdict, World
 
@@ -83,19 +84,25 @@ class ToolWOZv1(ToolWOZ):
         """Say which of the customer's questions were answered as the database has it."""
         task, desk = episode.task, episode.world
         assert isinstance(task, ToolWOZTask)
+        if not any(wish.requests for wish in task.wishes):
+            return []
+        account = account_of(self.tables, task, episode.messages, desk.shown)
         verdicts = []
         for wish in task.wishes:
-            rows = self._entities(wish, desk)
-            verdicts += [_request(episode, wish.domain, name, rows) for name in wish.requests]
+            row = self._entity(wish, desk, account)
+            verdicts += [
+                _request(account, self.tables[wish.domain], wish.domain, name, row)
+                for name in wish.requests
+            ]
         return verdicts
 
-    def _entities(self, wish: Wish, desk: Desk) -> list[Row]:
-        """Return the rows that the customer's questions may be about."""
-        table = self.tables[wish.domain]
+    def _entity(self, wish: Wish, desk: Desk, account: Account) -> int | None:
+        """Return the row that the customer's questions are about: what is booked, or offered."""
         if wish.book is not None:
-            number = first(table.plainly(table.key, wish.book[table.key]))
-            return [] if number is None else [table.rows[number]]
-        return [table.rows[n] for domain, n in sorted(desk.shown) if domain == wish.domain]
+            table = self.tables[wish.domain]
+            return first(table.plainly(table.key, wish.book[table.key]))
+        offered = account.offered.get(wish.domain)
+        return offered if (wish.domain, offered) in desk.shown else None
 
     def _no_others(self, episode: Episode) -> Verdict:
         demand = "nothing else is booked"
@@ -261,18 +268,17 @@ def _unwanted(task: Task, desk: Desk) -> list[_Booking]:
     return [made for made in desk.bookings if made not in wanted]
 
 
-def _request(episode: Episode, domain: str, name: str, rows: list[Row]) -> Verdict:
-    """Say whether the customer was told an attribute of one of the rows."""
+def _request(account: Account, table: Table, domain: str, name: str, row: int | None) -> Verdict:
+    """Say whether the customer was told an attribute of a row."""
     demand = f"the customer is told the {domain}'s {attribute_name(name)}"
-    if not rows:
-        return Verdict(demand, False, f"no {domain} was found that fits")
-    known = [row[name] for row in rows if is_known(row.get(name))]
-    if len(known) < len(rows):
+    if row is None:
+        return Verdict(demand, False, f"no {domain} that fits was offered last")
+    value = table.rows[row].get(name)
+    if not is_known(value):
         return Verdict(demand, True, "the database does not have it")
-    for number, message in enumerate(episode.messages):
-        if message.role != "assistant" or message.call is not None or message.error is not None:
-            continue
-        asked = episode.messages[number - 1].content
-        if any(tells(message.content, name, value, asked=asked) for value in known):
-            return Verdict(demand, True, f"told in message {number}", number)
-    return Verdict(demand, False, f"the database has {known[0]!r}, which was never said")
+    if (message := account.told.get((domain, row, name))) is not None:
+        return Verdict(demand, True, f"told in message {message}", message)
+    if (message := account.untold.get((domain, row, name))) is not None:
+        why = f"the database has {value!r}, which message {message} does not say"
+        return Verdict(demand, False, why, message)
+    return Verdict(demand, False, f"the database has {value!r}, which was never said")

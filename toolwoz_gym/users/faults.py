@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias, get_args
 
 from toolwoz_gym.toolwoz.goals import EMPTY
 from toolwoz_gym.toolwoz.lexicon import (
+    ATTENTION,
     asks_to_book,
     by_domain,
     heard_values,
@@ -24,7 +25,7 @@ from toolwoz_gym.toolwoz.lexicon import (
 from toolwoz_gym.toolwoz.task import ToolWOZTask, Wish
 from toolwoz_gym.toolwoz.tools import KEYS
 from toolwoz_gym.types import END_CONVERSATION, Message, Task
-from toolwoz_gym.users.hearing import ATTENTION, CLOSED, Heard, understand
+from toolwoz_gym.users.hearing import CLOSED, Heard, understand
 from toolwoz_gym.users.scripted import PATIENCE
 
 FaultKind: TypeAlias = Literal[

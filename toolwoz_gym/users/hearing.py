@@ -20,9 +20,6 @@ from toolwoz_gym.toolwoz.lexicon import (
 )
 from toolwoz_gym.toolwoz.tools import DAYS, PARAMETERS
 
-ATTENTION = 4096
-"""So many characters of what an agent says at a time are heard."""
-
 
 @dataclass(frozen=True, slots=True)
 class Heard:

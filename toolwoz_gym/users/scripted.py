@@ -18,10 +18,11 @@ from typing import Literal
 
 from toolwoz_gym.seeding import Luck
 from toolwoz_gym.toolwoz.goals import EMPTY
+from toolwoz_gym.toolwoz.lexicon import ATTENTION
 from toolwoz_gym.toolwoz.task import ToolWOZTask, Wish
 from toolwoz_gym.toolwoz.tools import KEYS
 from toolwoz_gym.types import Message, Task, UsageError
-from toolwoz_gym.users.hearing import ATTENTION, Heard, mentions, understand
+from toolwoz_gym.users.hearing import Heard, mentions, understand
 from toolwoz_gym.users.noise import AHEAD, CHANGE_OF_MIND, CORRECTION, first_thought
 from toolwoz_gym.users.wording import Act, Kind, Manner, Values, speak
 

@@ -1,0 +1,296 @@
+"""What an agent's words assert: the part of a message that a customer may rely on.
+
+An answer that is denied, doubted, asked or taken back is none. What is left of a message once all
+of that is gone is what :mod:`.told` looks for values in. It goes by patterns, and none of them has
+an open-ended gap, so that it takes linear time, whatever an agent says.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+from toolwoz_gym.toolwoz.lexicon import ATTENTION
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """What one sentence says, in lower case."""
+
+    stated: str
+    """Its words without the clauses that state nothing."""
+    denied: str = ""
+    """Its clauses that deny something, as "it has no parking" does."""
+    mentions: str = ""
+    """What it speaks of: all that is not denied, questions included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What one message says to the customer."""
+
+    sentences: tuple[Sentence, ...]
+    disowned: str = ""
+    """The sentences that take back what the agent has said: they may name what."""
+    corrects: bool = False
+    """Whether it puts right what it takes back, and nothing else."""
+    takes_all_back: bool = False
+    """Whether nothing that the agent has said so far is to be believed."""
+    never_means_it: bool = False
+    """Whether nothing that the agent says from now on is to be believed."""
+
+
+@lru_cache(maxsize=4096)
+def heard(text: str) -> Speech:
+    """Return what a customer makes of a message: of as much of it as is listened to."""
+    kept: list[Sentence] = []
+    disowned: list[str] = []
+    is_void = head = False
+    for sentence in _sentences(text):
+        if _takes_back(sentence, spoken=bool(kept)):
+            disowned.append(sentence)
+            kept.clear()
+            correction = _PAST.search(sentence)
+            if correction is None:  # "that is wrong", "the following is false"
+                is_void = True
+            else:  # "sorry, that was wrong, the phone number is ..."
+                after = _CLAUSE.split(sentence)
+                last = max(n for n, c in enumerate(after) if _UNTRUE.search(c) or _PAST.search(c))
+                kept.append(_sentence(", ".join(after[last + 1 :])))
+        elif not head:  # "These are not the details:" is about all that follows
+            kept.append(_sentence(sentence))
+            head = sentence.endswith(":") and kept[-1].stated.strip(" ,:.") == ""
+    said = " ".join(disowned)
+    return Speech(
+        () if is_void else tuple(kept),
+        disowned=said,
+        corrects=bool(disowned) and any(s.stated.strip(" ,.") for s in kept) and not is_void,
+        takes_all_back=_LIE.search(said) is not None or _ALL.search(said) is not None,
+        never_means_it=_ALWAYS.search(said) is not None,
+    )
+
+
+def folded(text: str) -> str:
+    """Return a text in lower case, with straight apostrophes."""
+    return text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+
+
+def _sentences(text: str) -> list[str]:
+    text = folded(text[:ATTENTION])
+    text = _HIDDEN.sub(" ", text)
+    text = (
+        re.sub(r"[*`_#]+", "", text)
+        .replace("|", " , ")
+        .replace(" n't", "n't")
+        .replace("&", " and ")
+    )
+    text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
+    text = re.sub(r"\bst\.(?=\s)", "st", text)
+    return [s for part in _END.split(text) if (s := part.strip(" \t,-–—•"))]
+
+
+def _any(alternatives: str) -> str:
+    """Return a pattern of alternatives that are written over several lines."""
+    return re.sub(r"\s*\|\s*", "|", re.sub(r"\s+", " ", alternatives.strip()))
+
+
+_HIDDEN = re.compile(r"<!--.{0,4096}?-->|<(think|thinking|reasoning)>.{0,4096}?</\1>", re.DOTALL)
+"""What a customer is not shown."""
+
+_END = re.compile(r"(?<=[.!?;])(?=\s)|\n+")
+
+_CLAUSE = re.compile(
+    r"\s*(?:,|\s[-–—]+\s|\(|\)|:(?!\d)|\.{2,})\s*|\s+(?:but|although|however|though|whereas|yet)\s+"
+)
+
+_OWN = _any(
+    r"""the | its? | they | you | your | their | there | an? | this | that's | i | we | our | phone
+    | telephone | post ?code | postal | address | entrance | admission | price | travel"""
+)
+"""How a clause begins that has a subject of its own: "it has no bar, the phone number is 1"."""
+
+_BREAK = re.compile(
+    rf"(?:\s*(?:,|;|\.{{2,}}|\(|\)|\s[-–—]+\s)\s*)(?:and )?(?=(?:{_OWN})\b)"
+    r"|\s*,?\s*\b(?:but|although|however|though|whereas|yet)\b\s*"
+    rf"|\s+and (?=(?:{_OWN}|is|has|have|takes?|costs?|leaves?|departs?|arrives?|located|no|not|with"
+    r"|without|offers?|free)\b)"
+)
+"""Where a denial ends. "It has free wifi and no parking" is two clauses, "it has no wifi and
+parking" is one."""
+
+_POLITE = re.compile(
+    _any(
+        r"""\b(?:no|not a) (?:problem|worries|trouble|doubt|need|charge for)\b
+        | \bif not\b | \bnot only\b | \bnothing else\b | \bwhy (?:not|don't)\b | \bnot right now\b
+        | \b(?:don't|do not) (?:hesitate|worry|forget|mind)\b | \bnot (?:too |very )?far\b
+        | \bno (?:extra|additional|further)\b | \bno (?:later|earlier|more|less) than\b
+        | \bnot sure (?:if|whether) you\b | \bno\. ?(?=\d) | \b(?:went|gone?|goes) wrong\b
+        | \b(?:anything|something|nothing) (?:is |went |goes )?wrong\b
+        | \bif (?:i am|i'm|that is|that's|this is|anything is) (?:wrong|mistaken|incorrect)\b"""
+    )
+)
+"""Negations that deny nothing."""
+
+_NOT = re.compile(
+    r"\b(?:"
+    + _any(
+        r"""no | nope | not | never | neither | nor | none | nothing | nobody | without | cannot
+            | lacks? | lacking | except | excluding | other than | rather than | instead of | unlike
+            | unable | anything but | everything but | all but | far from | hardly | scarcely
+            | barely | no longer | formerly | used to"""
+    )
+    + r")\b|n't\b"
+)
+
+_LIES = _any(
+    r"""lie | lies | lied | lying | liars? | jok(?:e|es|ed|ing) | kidding | pranks?
+    | fool(?:ed|ing|s)? | trick(?:ed|ing|s)? | psych | jk | ha(?:ha)+ | lol"""
+)
+_FALSE = _any(
+    r"""false(?:ly|hoods?)? | untrue | untruths? | wrong(?:ly)? | incorrect(?:ly)?
+    | inaccura\w{1,6} | mistak\w{1,4} | misspoke | nonsense | rubbish | garbage | gibberish | bogus
+    | phony | hoax\w{0,2} | myths? | fak(?:e|ed|es|ing) | ficti\w{1,8} | fabricat\w{1,5}
+    | invent(?:ed|s|ing)? | made (?:\w{2,5} )?up | mak(?:e|ing) (?:\w{2,5} )?up | imagin\w{1,6}
+    | hypothe\w{1,8} | placeholders? | sarcas\w{1,5} | ironic\w{0,4} | misl(?:ead\w{0,4}|ed)
+    | misinform\w{0,6} | decei\w{1,5} | decepti\w{1,4} | pretend\w{0,3} | guess(?:ed|ing)?
+    | disregard | ignore | never ?mind | scratch that | strike that | retract\w{0,3} | withdraw
+    | (?<!not )(?<!n't )forget (?:that|what|it|everything|all|the|about)
+    | t(?:ake|ook|aking) (?:that|it|this|them|all|everything) back
+    | (?:on the )?contrary | opposite (?:is|of|holds|applies) | opposite day | the reverse
+    | anything but | otherwise | disagree\w{0,2} | correction | a test | testing | yeah,? right
+    | (?:not|n't|never|hardly|far from) (?:\w{1,10} )?(?:true|correct|accurate|real|valid|the case)
+    | (?:not|n't) (?:at all )?(?:so|it|right|what it is)\s*[.!] | once upon
+    | (?:believe|trust) (?:me|that|this|a word) | in (?:a|another|some) (?:parallel|other|dream)
+    | (?:says?|said|tells?|told|shows?|is|are) (?:something|anything|nothing|quite) (?:else
+        |different|other|like (?:that|this|it))
+    | un(?:verified|confirmed|reliable|proven|official)"""
+)
+_UNTRUE = re.compile(rf"\b(?:{_FALSE}|{_LIES})(?!\w)")
+_LIE = re.compile(rf"\b(?:{_LIES})\b")
+_ALL = re.compile(r"\b(?:everything|anything|all|nothing|none|never mind)\b")
+_ALWAYS = re.compile(
+    r"\b(?:everything|anything|whatever|all|nothing|always|only|from now on|next|following|will)\b"
+    r"[^.]{0,40}\b(?:say|tell|lie|false|wrong|untrue|true)\b|\b(?:believe|trust) (?:me|a word)\b"
+)
+
+_DISOWNS = re.compile(
+    r"(?:^|[,;(]\s*|\b(?:but|and|though|because|since)\s+)(?:all (?:of )?|any of |none of |not )?"
+    r"(?:that|this|these|those|which|them|the above|what (?:i|you) (?:\w{1,9} )?\w{1,9})"
+    r"(?:'s|n't|\s+(?:\w{1,12}n't|\w{1,12}\s+(?:not|n't|no|never|nothing)|not|never|is false"
+    r"|applies))\b"
+    r"(?! (?:a |an )?(?:problem|trouble|far|all|included|bookable|available|possible|issue))"
+    r"|\bnone of (?:that|this|these|those|them|it|the (?:above|following)|what)\b"
+)
+"""What an agent says of its own words: "that is not what the database says"."""
+
+_OF_IT = re.compile(r"\W*(?:that|this|it|these|those|they)\b")
+OTHER = re.compile(
+    r"\b(?:an?other|a different|the (?:other|next|wrong)|some other|neighbou?r\w{0,3}|rival"
+    r"|competit\w{1,4}) (?:\w{1,12} )?(?:place|one|restaurant|hotel|guest ?house|attraction|museum"
+    r"|train|venue|establishment|option)\b|\bnext door\b"
+)
+"""Words about something else that they do not name."""
+
+_PAST = re.compile(
+    r"\b(?:sorry|apolog\w{1,6}|was|were|had|earlier|previous\w{0,2}|before|correction|misspoke"
+    r"|mistaken|mistake|mistyped|oops|lied|gave|said|told)\b"
+)
+"""How an agent puts right what it said before: what follows holds."""
+
+_NOTHING_BUT_NO = re.compile(
+    r"\W*(?:or |as if|)(?:(?:well|just|actually|oh|sorry|of course|certainly|definitely"
+    r"|absolutely),? )?(?:no|nope|not|never|(?:maybe|perhaps|or|probably) not|not (?:really|at all)"
+    r"|i (?:don't|do not) (?:really )?(?:know|think so|believe so|mean (?:it|that))"
+    r"|(?:i have )?no idea|who knows|i (?:am|'m) (?:not|n't) (?:so |really )?(?:sure|certain)"
+    r"|i made (?:that|it|this) up|as if)\W*(?:or (?:is|does|do) (?:it|they)\W*)?"
+)
+
+_DOUBT = re.compile(
+    r"\b(?:"
+    + _any(
+        r"""maybe | perhaps | possibl[ye] | probabl[ye] | presumabl[ye] | suppos\w{1,5}
+            | alleged\w{0,2} | apparently | likely | unlikely | (?<!you )might(?! i\b) | could be
+            | i (?:think|believe|assume|reckon|suspect|wonder|doubt|hope)(?! (?:you|this|that h))
+            | we (?:think|believe|assume) | unsure | uncertain | doubt\w{0,4} | (?<!you )may be
+            | (?:not|n't) (?:\w{1,10} )?(?:sure|certain|know|say|claim|confirm|guarantee|promise
+                |believe|think|mean|tell|recall|remember)
+            | as far as (?:i|we) | if (?:i|we) (?:remember|recall) | seem\w{0,5} | appears? to
+            | rumou?r\w{0,3} | claim\w{0,3} | whether | what if | unless | let's say | in theory
+            | (?:they|people|some|others|he|she|somebody|someone|nobody|no one|liars?|who)
+                (?:says?|said|thinks?|thought|claims?|believes?)
+            | last (?:year|month|week|century) | previously | in the past | once
+            | (?:years?|months?|weeks?|long) ago | theoretically | or so | something like
+            | refus\w{1,4} | den(?:y|ies|ied) | wish | dream\w{0,3} | if only | as if | one of
+            | would (?:have been|be (?:false|wrong|untrue|incorrect|a lie|a mistake))"""
+    )
+    + r")\b"
+)
+_IF = re.compile(
+    r"\bif\b(?! (?:you|needed|necessary|required|so|that|this|there|anything|possible|not|i can"
+    r"|we can|it (?:works|suits|helps|is ok))\b)|\bif\b.{0,60}\bwere\b"
+    r"|(?:it is|it's) (?:not|no|in no way)\b.{0,80}\b(?:that|who)\b"
+)
+
+_FOLLOW_UP = re.compile(
+    r"(?:^|[,;.\-–—]\s*|\s)(?:(?:and|so|or|but|then|now)\s+)?(?="
+    + _any(
+        r"""(?:would|do|did|will|can|could|shall|should|may|might|are|have|were) (?:you|i|we)\b
+            | (?:is|are|was) there\b | anything else\b | any other\b | need anything
+            | want (?:me|to|a)\b
+            | (?:is|will|does|would|did) (?:that|this|it) (?:\w{1,6} )?(?:ok|okay|all|alright|good
+                |work|sound|suit|fit|help|do|be|fine|answer|everything|meet)
+            | (?:what|which|how|when|where|who) (?:\w{1,12} ){0,2}(?:would|do|can|could|shall|should
+                |will|else|about|many|are|is|day|time|type|kind)\b"""
+    )
+    + ")"
+)
+"""How a question begins that follows a statement: "It is in the north, shall I book it?"."""
+
+_PROPOSAL = re.compile(
+    r"\b(?:how|what) about (?!\d|that|this|it\b|(?:the |its )?(?:phone|number|post|address|price"
+    r"|fee|entrance|area|stars?|train number))|\b(?:may|might|can|could) i (?:suggest|recommend)\b"
+)
+"""How a question begins that states something: "How about the museum in the west?"."""
+
+_TAG = re.compile(
+    r"\b(?:agree|think|believe|true|correct|right|really|say|imagine|guess|certain|sure)\b"
+)
+_ASKS = re.compile(
+    r"(?:and |so |or |but |now |well |then )?(?:is|are|was|were|does|do|did|has|have|had|could|can"
+    r"|would|will|may|might|should|isn't|aren't|doesn't|don't|what|which|who|whose|when|where|how"
+    r"|why)\b"
+)
+
+
+def _takes_back(sentence: str, *, spoken: bool) -> bool:
+    """Whether a sentence says that something that was said or is about to be is not so."""
+    if _NOTHING_BUT_NO.fullmatch(sentence):
+        return spoken
+    plain = _POLITE.sub("", sentence)
+    if _UNTRUE.search(plain) or _DISOWNS.search(plain):
+        return True
+    return spoken and _OF_IT.match(plain) is not None and OTHER.search(plain) is not None
+
+
+def _sentence(sentence: str) -> Sentence:
+    """Sort the clauses of a sentence that takes nothing back."""
+    stated = sentence
+    if sentence.endswith("?") and not _PROPOSAL.search(sentence):
+        asks = _FOLLOW_UP.search(sentence)
+        stated = sentence[: asks.start()] if asks else ""
+        if asks and _TAG.search(sentence, asks.end()) or _ASKS.match(stated):
+            stated = ""
+    plain = re.sub(r"^\W*no,? (?=(?:it|they|there|that|the)\b)", "", _POLITE.sub("", stated))
+    if _DOUBT.search(plain) or _IF.search(plain):
+        return Sentence("", "", sentence)
+    ends = [0, *(m.end() for m in _BREAK.finditer(plain)), len(plain)]
+    clauses = [plain[a:b] for a, b in pairwise(ends) if b > a]
+    denied = [clause for clause in clauses if _NOT.search(clause)]
+    if any(_NOTHING_BUT_NO.fullmatch(clause) for clause in denied):
+        if not _NOTHING_BUT_NO.fullmatch(clauses[0]):  # "The phone number is 1 - not!"
+            return Sentence("", "", sentence)
+        denied = denied[1:]  # "No, it has no parking": that answers a question
+    kept = "".join(" , " if _NOT.search(clause) else clause for clause in clauses)
+    return Sentence(kept, ", ".join(denied), kept + sentence[len(stated) :])
