@@ -55,6 +55,10 @@ class SearchOptions:
             if isinstance(value, int) and value < 1:
                 raise UsageError(f"{field.name} must be at least 1")
 
+    def guides(self, tree: Tree) -> bool:
+        """Whether goals guide the search of a tree: where a task has none, the reward alone does."""
+        return self.reward == "goal_calls" and bool(tree.goals)
+
     def is_spent(self, tree: Tree) -> bool:
         """Whether the tree has used up its tokens.
 
@@ -96,8 +100,9 @@ def search(
         BackendError: A model did not answer; the tree is lost.
     """
     branch = options.branch if options.strategy == "josh" else "output"
-    tree = Tree(task, seed, options.strategy, branch)
-    tree.grow(None, dialogue.start(task, seed=seed))
+    tree = Tree(task, dialogue.domain.goals(task), seed, options.strategy, branch)
+    opening = dialogue.start(task, seed=seed)
+    tree.grow(None, opening, dialogue.goals_met(opening))
     player = Player(dialogue, agent, branch, options.max_outputs)
     if options.strategy == "josh":
         grow_beam(player, tree, options, mapper, on_step)

@@ -24,9 +24,9 @@ from josh_search.rows import (
     CUT_OFF,
     GOOD_ELSEWHERE,
     LED_TO_A_GOAL,
-    MALFORMED,
     NOT_UNICODE,
     REPEATED,
+    UNCLEAN,
     UNPAIRED,
     UNSOLVED,
     Rows,
@@ -294,7 +294,7 @@ def test_what_holds_of_the_rows_of_any_trees() -> None:
     any_trees()
     # The property is about something: all that can become of a message has come of many.
     assert {name for name, count in seen.items() if count > 50} == {
-        *("good", "bad", "sft", "dpo", UNSOLVED, ASTRAY, REPEATED, MALFORMED),
+        *("good", "bad", "sft", "dpo", UNSOLVED, ASTRAY, REPEATED, UNCLEAN),
         *(CUT_OFF, LED_TO_A_GOAL, GOOD_ELSEWHERE, NOT_UNICODE, UNPAIRED),
     }
 
@@ -664,7 +664,7 @@ def test_golden_paths_with_malformed_output_give_no_good_rows() -> None:
     rows = make_rows([record], SYSTEM)
     assert brief(rows) == [("opening", "b", False), ("a?", "d", False)]
     assert rows.sft == rows.dpo == []
-    assert rows.dropped == {MALFORMED: 5, UNPAIRED: 2}
+    assert rows.dropped == {UNCLEAN: 5, UNPAIRED: 2}
     check([record], rows)
 
 
@@ -686,7 +686,7 @@ def test_a_malformed_path_does_not_spoil_another() -> None:
     rows = make_rows([record], SYSTEM)
     assert [text for _, text, label in brief(rows) if label] == ["Where?", SEARCH, BOOK, "bye"]
     assert [text for _, text, label in brief(rows) if not label] == ["bye"]
-    assert rows.dropped == {MALFORMED: 4, REPEATED: 2}
+    assert rows.dropped == {UNCLEAN: 4, REPEATED: 2}
     check([record], rows)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from toolwoz_gym.seeding import derive
@@ -59,21 +60,37 @@ class ToolWOZv1(ToolWOZ):
             return _search(task, world, wish, table, call.name, asked)
         return _book(task, world, wish, table, call.name, asked)
 
-    def goals_met(self, task: Task, world: World) -> frozenset[int]:
+    def calls_met(self, world: World) -> frozenset[int]:
         """Return the indices of the task's goal calls that are met."""
         met: frozenset[int] = world.met
         return met
 
-    def is_spoiled(self, task: Task, world: World) -> bool:
+    def goals(self, task: Task) -> tuple[ToolCall | str, ...]:
+        """Return the goal calls, then the answers that the customer wants."""
+        assert isinstance(task, ToolWOZTask)
+        answers = (_answer(wish.domain, name) for wish in task.wishes for name in wish.requests)
+        return (*task.goals, *answers)
+
+    def goals_met(self, episode: Episode) -> frozenset[int]:
+        """Return the indices of the goals that are met: all of them if and only if it is a success.
+
+        None is once something is booked that the customer does not want: it stands.
+        """
+        if self.is_spoiled(episode):
+            return frozenset()
+        first = len(episode.task.goals)
+        told = (i for i, verdict in enumerate(self._requests(episode), first) if verdict.met)
+        return self.calls_met(episode.world).union(told)
+
+    def is_spoiled(self, episode: Episode) -> bool:
         """Return whether something is booked that the customer does not want."""
-        return bool(_unwanted(task, world))
+        desk: Desk = episode.world
+        wanted = sum(episode.task.goals[index].name.startswith("book_") for index in desk.met)
+        return len(desk.bookings) > wanted  # what is wanted meets its goal when it is booked
 
     def score(self, episode: Episode) -> float:
         """Return 1.0 if every demand of :meth:`explain` is met, else 0.0."""
-        desk: Desk = episode.world
-        if len(desk.met) < len(episode.task.goals) or _unwanted(episode.task, desk):
-            return 0.0
-        return float(all(verdict.met for verdict in self._requests(episode)))
+        return float(len(self.goals_met(episode)) == len(self.goals(episode.task)))
 
     def explain(self, episode: Episode) -> tuple[Verdict, ...]:
         """Say what became of each goal call and each question, and which bookings nobody wanted."""
@@ -113,6 +130,9 @@ class ToolWOZv1(ToolWOZ):
 
 
 _NOTHING = Desk()
+
+_tells = lru_cache(maxsize=4096)(tells)
+"""A dialogue is judged after each of its messages, and its branches share what came before."""
 
 
 def given(parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -261,9 +281,14 @@ def _unwanted(task: Task, desk: Desk) -> list[_Booking]:
     return [made for made in desk.bookings if made not in wanted]
 
 
+def _answer(domain: str, name: str) -> str:
+    """Say in words that a question of the customer's is to be answered."""
+    return f"the customer is told the {domain}'s {attribute_name(name)}"
+
+
 def _request(episode: Episode, domain: str, name: str, rows: list[Row]) -> Verdict:
     """Say whether the customer was told an attribute of one of the rows."""
-    demand = f"the customer is told the {domain}'s {attribute_name(name)}"
+    demand = _answer(domain, name)
     if not rows:
         return Verdict(demand, False, f"no {domain} was found that fits")
     known = [row[name] for row in rows if is_known(row.get(name))]
@@ -273,6 +298,6 @@ def _request(episode: Episode, domain: str, name: str, rows: list[Row]) -> Verdi
         if message.role != "assistant" or message.call is not None or message.error is not None:
             continue
         asked = episode.messages[number - 1].content
-        if any(tells(message.content, name, value, asked=asked) for value in known):
+        if any(_tells(message.content, name, value, asked=asked) for value in known):
             return Verdict(demand, True, f"told in message {number}", number)
     return Verdict(demand, False, f"the database has {known[0]!r}, which was never said")
