@@ -146,7 +146,7 @@ class Tree:
 
     @property
     def progress(self) -> float:
-        """The fraction of the task's goals that were met; where it has none, 1.0 if it is solved."""
+        """The fraction of the goals that were met; where there are none, 1.0 if it is solved."""
         return len(self.goals_met) / len(self.goals) if self.goals else float(self.solved)
 
 

@@ -86,7 +86,8 @@ searched = st.builds(
     error_rate=st.sampled_from([0.0, 0.2, 0.5, 0.8]),
     options=st.builds(
         SearchOptions,
-        strategy=st.sampled_from(["josh", "josh", "chains", "return"]),
+        strategy=st.sampled_from(["go_explore", "josh", "josh", "chains"]),
+        patience=st.just(30),
         branch=st.sampled_from(["turn", "output"]),
         beam=st.sampled_from([1, 2, 4, 8]),
         max_steps=st.integers(1, 8),
@@ -109,7 +110,7 @@ class Written:
     said: Said
     golden: bool
     clean: bool
-    """Whether a golden path without malformed output goes through its node."""
+    """Whether a golden path without malformed output that met no goal twice goes through it."""
     whole: bool
     """Whether the model ended it."""
     successful: bool
@@ -125,7 +126,9 @@ def written(record: Mapping[str, Any]) -> list[Written]:
 
     golden = [path(node) for node in nodes if node["golden"]]
     ends = [p for p in golden if not any(p[-1] is node for q in golden for node in q[:-1])]
-    clean = [p for p in ends if not any("error" in m for node in p for m in node["messages"])]
+    right = [p for p in ends if not any("error" in m for node in p for m in node["messages"])]
+    met = [[goal for node in p for goal in node["met"]] for p in right]
+    clean = [p for p, goals in zip(right, met, strict=True) if len(goals) == len(set(goals))]
     found = []
     for node in nodes:
         view = [message_from_json(m) for above in path(node)[:-1] for m in above["messages"]]
@@ -253,7 +256,8 @@ def build(key: str, opening: str, solved: bool, drawn: Sequence[Sketch]) -> dict
             cut_off = sketch.cut_off and text is sketch.texts[-1] and message.call is None
             messages.append(message_to_json(replace(message, raw=text, cut_off=cut_off)))
             messages.append(message_to_json(Message("tool" if silent else "user", sketch.answer)))
-        nodes.append(node(len(nodes), parent, messages))
+        met = ["b"] if "b" in sketch.texts else []
+        nodes.append({**node(len(nodes), parent, messages), "met": met})
     for sketch, last in zip(drawn, nodes[1:], strict=True):
         above: int | None = last["id"] if sketch.hit else None
         while above is not None:
@@ -266,7 +270,7 @@ def build(key: str, opening: str, solved: bool, drawn: Sequence[Sketch]) -> dict
 def node(id: int, parent: int | None, messages: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "id": id, "parent": parent, "messages": messages, "outcome": None, "successful": False,
-        "golden": False,
+        "golden": False, "met": [],
     }  # fmt: skip
 
 
@@ -324,7 +328,8 @@ def by_outputs(record: Mapping[str, Any]) -> dict[str, Any]:
         parent = ends[turn["parent"]]
         for start, end in pairwise([0, *cuts, len(turn["messages"])]):
             own = turn["messages"][start:end]
-            nodes.append({**turn, "id": len(nodes), "parent": parent, "messages": own})
+            met = [] if start else turn["met"]
+            nodes.append({**turn, "id": len(nodes), "parent": parent, "messages": own, "met": met})
             parent = nodes[-1]["id"]
         ends[turn["id"]] = parent
     return {**record, "nodes": nodes}

@@ -7,16 +7,23 @@ place in that step, as in the recorded searches of ``test_josh_oracle.py``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agents.customers import ModelCustomer
 from agents.scripted import ExpertAgent, RandomAgent
+from benchmarks.evaluate import EvaluateOptions
+from josh_search.__main__ import HarvestOptions
+from josh_search.publish import ExportOptions
 from josh_search.rows import UNCLEAN, make_rows
 from josh_search.search import SearchOptions, search
 from josh_search.tree import Node, Tree, tree_key, tree_to_json
+from toolwoz_gym import make_toolwoz
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.records import message_from_json
 from toolwoz_gym.seeding import derive
@@ -32,9 +39,11 @@ from toolwoz_gym.types import (
     Task,
     ToolCall,
     Usage,
+    UsageError,
     UserFault,
 )
 from toolwoz_gym.users.scripted import ScriptedUser
+from training.sft import SFTOptions
 
 SEED = 5
 
@@ -59,7 +68,7 @@ class Script:
         self.turns = turns
         self.places = {
             derive(derive(SEED, "branch", step, leaf), output): (step, leaf, output)
-            for step in range(20)
+            for step in range(30)
             for leaf in range(16)
             for output in range(5)
         }
@@ -382,6 +391,30 @@ def test_what_undoes_a_goal_is_no_hit() -> None:
 def test_silence_can_meet_a_goal() -> None:
     played = Played({(0, 0): [G0, USELESS, USELESS]}, beam=1, max_steps=1)
     assert played.tree.goals_met == {0} and played.customer.heard == ["(silence)"]
+
+
+# --- options ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (partial(SearchOptions, strategy="return"), "no strategy 'return': choose go_explore, "),
+        (partial(SearchOptions, branch="leaf"), "no branch 'leaf': choose turn, output"),
+        (partial(SearchOptions, reward=None), "no reward None: choose goal_calls, terminal"),
+        (partial(HarvestOptions, reward="goals"), "no reward 'goals': choose"),
+        (partial(HarvestOptions, user_backend="x"), "no user_backend 'x': choose"),
+        (partial(EvaluateOptions, tool_format="json"), "no tool_format 'json': choose"),
+        (partial(ExportOptions, kind="kto"), "no kind 'kto': choose sft, dpo"),
+        (partial(SFTOptions, out=Path(), rows=Path(), dtype="float16"), "no dtype 'float16'"),
+        (partial(ModelCustomer, None, "frank", "BYE"), "no form 'frank': choose goal"),
+        (partial(make_toolwoz, version=-1, world="builtin"), "no version -1: choose 0 or 1"),
+        (partial(CityOptions, domains=(3, 1)), "domains: a range within 1 to 4"),
+    ],
+)
+def test_options_built_in_code_know_their_values(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        make()
 
 
 # --- reward="terminal" -----------------------------------------------------------------------

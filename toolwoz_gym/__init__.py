@@ -13,7 +13,7 @@ from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.tau_bench.data import load_tau_bench
 from toolwoz_gym.tau_bench.domain import Scoring, TauBench
-from toolwoz_gym.toolwoz import ToolWOZ
+from toolwoz_gym.toolwoz import VERSIONS, ToolWOZ
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
 from toolwoz_gym.types import UsageError, UserSimulator
 from toolwoz_gym.users import make_user
@@ -138,6 +138,8 @@ def load_world(name: str, version: int = 0) -> ToolWOZ:
     """
     from toolwoz_gym.toolwoz.multiwoz import is_prepared, load_multiwoz
 
+    if version not in range(len(VERSIONS)):
+        raise UsageError(f"ToolWOZ has no version {version}: choose 0 or 1")
     kind, _, options = name.partition(":")
     if kind == "builtin":
         return load_builtin(CityOptions.parse(options), version)

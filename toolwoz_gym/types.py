@@ -241,6 +241,9 @@ class Domain(Protocol):
     """Customers end the dialogue with it."""
     final_tools: frozenset[str]
     """Tools whose call ends the dialogue."""
+    max_outputs: int | None
+    """Model outputs without a word to the customer after which a search takes its agent for silent;
+    None: any number."""
 
     def tasks(self, split: str) -> Sequence[Task]:
         """Return the tasks of a split, in their order.

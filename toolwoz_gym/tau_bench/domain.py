@@ -56,6 +56,7 @@ class TauBench:
 
     end_marker = "###STOP###"
     final_tools = frozenset((TRANSFER,))
+    max_outputs: int | None = None
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class ToolWOZ:
     tools: tuple[ToolSpec, ...] = TOOLS
     end_marker = END_CONVERSATION
     final_tools: frozenset[str] = frozenset()
+    max_outputs: int | None = 3
 
     def __init__(
         self,
