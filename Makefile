@@ -9,7 +9,7 @@ VLLM_VENV ?= .venv-vllm
 PIP_FLAGS ?=
 
 RUN     ?= demo
-ENV     ?= ToolWOZ-v0
+ENV     ?= ToolWOZ-v1
 WORLD   ?= builtin:domains=1
 SPLIT   ?= train
 TASKS   ?= 24

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Literal, TypeAlias, get_args
 
 from agents.base import Backend, ChatMessage, Sampling
+from toolwoz_gym.cli import check_choices
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.toolwoz.task import ToolWOZTask
 from toolwoz_gym.types import Message, Task, Usage, UsageError, UserFault
@@ -137,6 +138,9 @@ class ModelCustomer:
     """For all that the customer writes; checks take the likeliest answer."""
     max_tokens: int = 128
     """Longest text of one call, thoughts included."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def reply(self, task: Task, messages: Sequence[Message], *, seed: int) -> Message:
         """Return what the customer says next; its ``usage`` is that of all calls behind it.

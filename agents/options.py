@@ -28,6 +28,7 @@ from agents.models import BUNDLED, BUNDLED_BASE, adapter_digest, resolve
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.tool_calling import ToolCallingAgent
 from agents.tool_formats import is_native
+from toolwoz_gym.cli import check_choices
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.records import read_config
@@ -133,6 +134,9 @@ class AgentOptions:
     """Sampling temperature; 0 always takes the likeliest token."""
     max_tokens: int = 96
     """Longest message of the model's, in tokens."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     @contextmanager
     def open(self, domain: Domain, notebook: Notebook | None = None) -> Iterator[AgentFactory]:

@@ -111,8 +111,7 @@ def play_all(
     ) -> dict[str, Any]:
         luck = derive(seed, task.id, trial)
         played = play(dialogue, make_agent(task), task, seed=luck)
-        idle = dialogue.domain.passes_idle(task)
-        return _record(model, trial, played, sorted(dialogue.goals_met(played)), idle=idle)
+        return _record(model, trial, played, dialogue)
 
     try:
         for model, player in players.items():
@@ -185,11 +184,8 @@ def _key(model: str, task: Task, trial: int) -> str:
     return f"{model}/{task.id}/{trial}"
 
 
-def _record(
-    model: str, trial: int, episode: Episode, goals_met: list[int], *, idle: bool
-) -> dict[str, Any]:
+def _record(model: str, trial: int, episode: Episode, dialogue: Dialogue) -> dict[str, Any]:
     """Return the record of a finished episode: a line of ``trajectories.jsonl``."""
-    goals = len(episode.task.goals)
     messages = episode.messages
     answers = [m for m in messages if m.role == "tool" and m.name is not None]
     return {
@@ -200,10 +196,10 @@ def _record(
         "seed": episode.seed,
         "reward": episode.reward,
         "outcome": episode.outcome,
-        "progress": len(goals_met) / goals if goals else 0.0,
-        "goals_met": goals_met,
-        "goals_total": goals,
-        "passes_idle": idle,
+        "progress": dialogue.progress(episode),
+        "goals_met": sorted(dialogue.goals_met(episode)),
+        "goals_total": len(dialogue.domain.goals(episode.task)),
+        "passes_idle": dialogue.domain.passes_idle(episode.task),
         "steps": episode.steps,
         "malformed": dict(Counter(m.mistake for m in messages if m.mistake is not None)),
         "tool_errors": sum(m.content.startswith("Error: ") for m in answers),

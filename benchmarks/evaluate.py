@@ -29,7 +29,7 @@ class EvaluateOptions(PlayOptions):
     random."""
     run: Path = Path("runs/demo/evaluation")
     """Folder of the evaluation. One that was interrupted goes on where it was."""
-    env: str = "ToolWOZ-v0"
+    env: str = "ToolWOZ-v1"
     """Environment, as gymnasium.make knows it."""
     world: str = "builtin:domains=1"
     """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""
@@ -39,9 +39,9 @@ class EvaluateOptions(PlayOptions):
     """How many tasks to play: the first of the split."""
     trials: int = 1
     """How often each model plays each task."""
-    max_steps: int = 30
-    """An episode is cut off after so many messages of the model's; the expert needs 12 at most
-    where customers want one thing, and 41 where they want four."""
+    max_steps: int | None = None
+    """An episode is cut off after so many messages of the model's. Unless told, where the
+    environment does so: 45 in ToolWOZ, 30 in τ-bench."""
     episodes_at_once: int = 16
     """Episodes that are played at a time."""
     seed: int = 0
@@ -83,7 +83,7 @@ def run(options: EvaluateOptions) -> None:
             figures of the tasks of which all are.
     """
     for name in ("tasks", "trials", "max_steps", "episodes_at_once"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
     options.check_play()
     asked, options = options, options.as_recorded(options.run)
@@ -92,7 +92,7 @@ def run(options: EvaluateOptions) -> None:
         world=options.world,
         split=options.split,
         user=options.named_user,
-        max_steps=options.max_steps,
+        **({} if options.max_steps is None else {"max_steps": options.max_steps}),
     )
     options.check_user(env)
     if options.tasks > len(env.tasks):

@@ -16,6 +16,7 @@ from agents.base import Backend, ChatMessage, Sampling
 from agents.options import AgentOptions
 from agents.tool_calling import system_prompt
 from toolwoz_gym import make_toolwoz
+from toolwoz_gym.cli import check_choices
 from toolwoz_gym.types import Usage, UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class GenerationOptions:
     """Different dialogues, of a quarter of that length."""
     repetitions: int = 1
     """transformers: how often each is timed; the median counts."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,9 +109,8 @@ def _measure(options: NoiseOptions, case: tuple[int, str, float]) -> Level:
         agent = keyword if name == "keyword" else ExpertAgent(task)
         for trial in range(options.trials):
             episode = play(dialogue, agent, task, seed=derive(options.seed, task.id, trial))
-            met = len(dialogue.goals_met(episode)) / len(task.goals)
             found = len(faults(task, episode.messages))
-            figures.append((episode.reward, met, episode.steps, found))
+            figures.append((episode.reward, dialogue.progress(episode), episode.steps, found))
     shape = (options.tasks, options.trials)
     reward, progress, steps, found_faults = (
         _array([figure[i] for figure in figures], shape) for i in range(4)

@@ -55,7 +55,7 @@ class EfficiencyOptions(PlayOptions):
 
     run: Path = Path("runs/search_efficiency")
     """Folder of the comparison. One that was interrupted goes on where it was."""
-    env: str = "ToolWOZ-v0"
+    env: str = "ToolWOZ-v1"
     """Environment, as gymnasium.make knows it."""
     world: str = "builtin:domains=1"
     """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""

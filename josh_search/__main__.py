@@ -35,7 +35,7 @@ class HarvestOptions(PlayOptions, SearchOptions):
 
     run: Path = Path("runs/demo")
     """Folder of the run. A run that was interrupted goes on where it was."""
-    env: str = "ToolWOZ-v0"
+    env: str = "ToolWOZ-v1"
     """Environment, as gymnasium.make knows it."""
     world: str = "builtin:domains=1"
     """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""

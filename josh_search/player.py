@@ -27,29 +27,23 @@ class Player:
     max_outputs: int
     """Model outputs in one turn."""
 
-    def act(self, episode: Episode, seed: int) -> tuple[Episode, int]:
+    def act(self, episode: Episode, seed: int) -> Episode:
         """Play the agent's part of a move.
 
         Args:
             episode: A dialogue in which it is the agent's turn.
             seed: Where the agent's luck comes from.
-
-        Returns:
-            The dialogue after it, and which model output met a goal first (a large number when none
-            did).
         """
-        before, first, output = self.dialogue.goals_met(episode), self.max_outputs, 0
+        output = 0
         while True:
             try:
                 message = self.agent.act(episode.messages, seed=derive(seed, output))
             except AgentFailure:
-                return self.dialogue.cut_off(episode), first
+                return self.dialogue.cut_off(episode)
             episode = self.dialogue.act(episode, message)
-            if first == self.max_outputs and self.dialogue.goals_met(episode) != before:
-                first = output
             output += 1
             if self.branch == "output" or episode.outcome is not None or self.is_due(episode):
-                return episode, first
+                return episode
 
     def is_due(self, episode: Episode) -> bool:
         """Whether it is the customer's turn: the agent has spoken, or fallen silent."""

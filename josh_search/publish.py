@@ -19,6 +19,7 @@ from agents.customers import FORMS
 from agents.options import SCRIPTS
 from agents.tool_formats import in_protocol
 from josh_search.rows import KINDS, Row
+from toolwoz_gym.cli import check_choices
 from toolwoz_gym.records import read_jsonl, write_jsonl
 from toolwoz_gym.types import Usage, UsageError
 
@@ -64,6 +65,9 @@ class ExportOptions:
     """sft: dialogues to imitate; dpo: pairs of which one is preferred."""
     out: Path = Path("openai.jsonl")
     """File to write."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 def publish(options: PublishOptions) -> None:

@@ -44,8 +44,8 @@ def grow_rollouts(
     rollouts = _Rollouts(player, tree, options, on_step)
     while not tree.solved and rollouts.has_patience() and (start := rollouts.pick()):
         rollouts.play(start)
-    if options.reward == "goal_calls":
-        tree.goals_met = max(rollouts.goals.values(), key=len)
+    if options.guides(tree):
+        tree.goals_met = max((node.goals_met for node in tree.nodes), key=len)
         for node in tree.nodes:
             if node.met:
                 node.mark_successful()
@@ -62,8 +62,9 @@ class _Rollouts:
         on_step: Callable[[Tree, int], None],
     ) -> None:
         self._player, self._tree, self._options, self._on_step = player, tree, options, on_step
-        self.goals = {0: player.dialogue.goals_met(tree.nodes[0].episode)}
-        """The goals that are met at each node."""
+        self._guided = options.guides(tree)
+        self._most = len(tree.nodes[0].goals_met)
+        """The goals of the dialogue that has met most."""
         self._progressed = 0
         """The number of moves when a dialogue last met more goals than all before it."""
 
@@ -79,8 +80,10 @@ class _Rollouts:
             return None
         if self._options.strategy == "chains":
             return nodes[0]
-        most = max(len(self.goals[node.id]) for node in nodes)
-        best = [node for node in nodes if len(self.goals[node.id]) == most]
+        best = nodes
+        if self._guided:
+            most = max(len(node.goals_met) for node in nodes)
+            best = [node for node in nodes if len(node.goals_met) == most]
         weights = [_unsaid(node) for node in best]
         if sum(weights) < 1e-3:
             return best[0]
@@ -105,7 +108,7 @@ class _Rollouts:
         """Play one move; return the node it leads to, which may have been there before."""
         tree, dialogue = self._tree, self._player.dialogue
         seed = derive(tree.seed, "move", parent.id, sum(child.visits for child in parent.children))
-        episode, _ = self._player.act(parent.episode, seed)
+        episode = self._player.act(parent.episode, seed)
         said = episode.messages[len(parent.episode.messages) :]
         tree.steps += 1
         twin = next((child for child in parent.children if child.said == said), None)
@@ -115,13 +118,9 @@ class _Rollouts:
             return twin
         if parent.parent:
             parent.state = "expanded"
-        node = tree.grow(parent, episode, seed)
-        self.goals[node.id] = dialogue.goals_met(episode)
-        node.met = self.goals[node.id] - self.goals[parent.id]
-        if node.met and len(self.goals[node.id]) > max(
-            len(goals) for other, goals in self.goals.items() if other != node.id
-        ):
-            self._progressed = tree.steps
+        node = tree.grow(parent, episode, dialogue.goals_met(episode), seed)
+        if self._guided and len(node.goals_met) > self._most:
+            self._most, self._progressed = len(node.goals_met), tree.steps
         self._judge(node, said)
         self._on_step(tree, 1)
         return node
@@ -129,18 +128,20 @@ class _Rollouts:
     def _judge(self, node: Node, said: Sequence[Message]) -> None:
         """Let the customer answer, unless the task is solved or the dialogue spoiled."""
         tree, dialogue = self._tree, self._player.dialogue
-        hopeless = dialogue.domain.is_spoiled(tree.task, node.episode.world)
-        met_all = len(self.goals[node.id]) == len(tree.task.goals) > 0
-        if met_all and self._options.reward == "goal_calls" and not hopeless:
+        if self._guided and len(node.goals_met) == len(tree.goals):
             tree.solve(node)
             return
-        spoiled = hopeless or (_is_mistaken(said) and not node.met)
+        if self._guided:
+            hopeless = dialogue.domain.is_spoiled(node.episode)
+            spoiled = hopeless or (_is_mistaken(said) and not node.met)
+        else:
+            spoiled = _is_mistaken(said)
         if spoiled and self._options.strategy == "go_explore" and node.state == "live":
             node.state = "pruned"
         elif node.state == "live":
             tree.answer(node, self._player.listen(node.episode))
-        if self._options.reward == "terminal" and node.episode.reward == 1.0:
-            tree.goals_met = dialogue.goals_met(node.episode)
+        if not self._guided and node.episode.reward == 1.0:
+            tree.goals_met = node.goals_met
             tree.solve(node)
 
 

@@ -36,7 +36,7 @@ KINDS = ("kto", "sft", "dpo")
 UNSOLVED = "messages of trees without a solution"
 ASTRAY = "messages after their branch had left the golden path"
 REPEATED = "messages said before at the same prompt of their tree"
-MALFORMED = "messages of golden paths with malformed output"
+UNCLEAN = "messages of golden paths with malformed output or a goal that was undone"
 CUT_OFF = "messages of golden paths that were cut off"
 LED_TO_A_GOAL = "messages that left the golden path and led to a goal"
 GOOD_ELSEWHERE = "messages that led to a goal in another tree"
@@ -208,7 +208,7 @@ def _judge(record: Mapping[str, Any], successes: Successes) -> Iterator[tuple[_S
         if message.digest in seen:
             return REPEATED
         if message.digest in golden and message.digest not in good:
-            return MALFORMED
+            return UNCLEAN
         if message.digest in golden and message.digest not in whole:
             return CUT_OFF
         if message.digest not in golden and message.digest in successful:
@@ -280,7 +280,7 @@ def _said(record: Mapping[str, Any]) -> list[_Said]:
 
 
 def _clean_nodes(nodes: Sequence[Mapping[str, Any]], malformed: set[int]) -> set[int]:
-    """Return the nodes on golden paths of which no node is in ``malformed``."""
+    """Return the nodes on golden paths without a node in ``malformed``, that met no goal twice."""
     inner = {node["parent"] for node in nodes if node["golden"]}
     clean: set[int] = set()
     for node in nodes:
@@ -289,7 +289,8 @@ def _clean_nodes(nodes: Sequence[Mapping[str, Any]], malformed: set[int]) -> set
             while above is not None:
                 path.append(above)
                 above = nodes[above]["parent"]
-            if malformed.isdisjoint(path):
+            met = Counter(goal for step in path for goal in nodes[step]["met"])
+            if malformed.isdisjoint(path) and met.total() == len(met):
                 clean.update(path)
     return clean
 

@@ -15,6 +15,7 @@ from josh_search.josh import Mapper, grow_beam
 from josh_search.player import Player
 from josh_search.rollouts import grow_rollouts
 from josh_search.tree import Tree
+from toolwoz_gym.cli import check_choices
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.types import Task, UsageError
 
@@ -35,14 +36,18 @@ class SearchOptions:
     play single outputs."""
     patience: int = 100
     """go_explore, chains: model outputs without a new goal before the search gives up."""
-    max_steps: int = 15
+    max_steps: int = 30
     """Agent turns from the opening to the deepest leaf; outputs, for josh with branch=output."""
-    max_outputs: int = 3
-    """Model outputs in one agent turn; a turn that uses them up without a word ends in silence."""
+    max_outputs: int | None = None
+    """Model outputs in one agent turn; a turn that uses them up without a word ends in silence.
+    Unless told: 3 in ToolWOZ, as many as a dialogue has in τ-bench."""
     tree_tokens: int | None = None
     """Tokens, written by agent and customer, after which the search gives up."""
     reward: Literal["goal_calls", "terminal"] = "goal_calls"
     """What guides the search: the goals that the environment reports as met, or its 0/1 alone."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def check(self) -> None:
         """Refuse what makes no sense.
@@ -54,6 +59,10 @@ class SearchOptions:
             value = getattr(self, field.name)
             if isinstance(value, int) and value < 1:
                 raise UsageError(f"{field.name} must be at least 1")
+
+    def guides(self, tree: Tree) -> bool:
+        """Whether goals guide the search of a tree. Where a task has none, the reward does."""
+        return self.reward == "goal_calls" and bool(tree.goals)
 
     def is_spent(self, tree: Tree) -> bool:
         """Whether the tree has used up its tokens.
@@ -96,9 +105,11 @@ def search(
         BackendError: A model did not answer; the tree is lost.
     """
     branch = options.branch if options.strategy == "josh" else "output"
-    tree = Tree(task, seed, options.strategy, branch)
-    tree.grow(None, dialogue.start(task, seed=seed))
-    player = Player(dialogue, agent, branch, options.max_outputs)
+    tree = Tree(task, dialogue.domain.goals(task), seed, options.strategy, branch)
+    opening = dialogue.start(task, seed=seed)
+    tree.grow(None, opening, dialogue.goals_met(opening))
+    most = options.max_outputs or dialogue.domain.max_outputs or dialogue.max_steps
+    player = Player(dialogue, agent, branch, most)
     if options.strategy == "josh":
         grow_beam(player, tree, options, mapper, on_step)
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from toolwoz_gym.records import message_to_json, usage_of, usage_to_json, usages_to_json
-from toolwoz_gym.types import Episode, Message, Task, Usage
+from toolwoz_gym.types import Episode, Message, Task, ToolCall, Usage
 
 
 @dataclass(slots=True)
@@ -24,8 +24,8 @@ class Node:
     """``expanded``: went on to children; ``live``: alive when the search ended; ``pruned``: given
     up, since another leaf met a goal or since no reward was to be had any more; ``over``: its
     dialogue ended."""
-    met: frozenset[int] = frozenset()
-    """The outstanding goals that the turn met."""
+    goals_met: frozenset[int]
+    """The goals that are met so far."""
     collapsed: bool = False
     """Whether the turn was the target to which the tree collapsed."""
     successful: bool = False
@@ -40,6 +40,11 @@ class Node:
     """What the model cost when it said the same once more."""
 
     children: list[Node] = field(default_factory=list, repr=False)
+
+    @property
+    def met(self) -> frozenset[int]:
+        """The goals that the turn met."""
+        return self.goals_met - self.parent.goals_met if self.parent else frozenset()
 
     @property
     def usage(self) -> Usage:
@@ -78,6 +83,8 @@ class Tree:
     """What a search has grown."""
 
     task: Task
+    goals: Sequence[ToolCall | str]
+    """The task's goals: see :meth:`toolwoz_gym.types.Domain.goals`."""
     seed: int
     strategy: str
     """How it was grown."""
@@ -94,13 +101,19 @@ class Tree:
     """Search steps played: those of the whole beam, or single moves where one path is played at a
     time."""
 
-    def grow(self, parent: Node | None, episode: Episode, seed: int | None = None) -> Node:
+    def grow(
+        self,
+        parent: Node | None,
+        episode: Episode,
+        goals_met: frozenset[int],
+        seed: int | None = None,
+    ) -> Node:
         """Add a node; ``live``, or ``over`` when its dialogue has ended."""
         state: Literal["root", "live", "over"] = "live" if parent else "root"
         if episode.outcome is not None:
             state = "over"
         step = None if parent is None else 0 if parent.step is None else parent.step + 1
-        node = Node(len(self.nodes), parent, step, episode, state, seed=seed)
+        node = Node(len(self.nodes), parent, step, episode, state, goals_met, seed=seed)
         self.nodes.append(node)
         if parent:
             parent.children.append(node)
@@ -133,8 +146,8 @@ class Tree:
 
     @property
     def progress(self) -> float:
-        """The fraction of the task's goals that were met; 0.0 when it has none."""
-        return len(self.goals_met) / len(self.task.goals) if self.task.goals else 0.0
+        """The fraction of the goals that were met; where there are none, 1.0 if it is solved."""
+        return len(self.goals_met) / len(self.goals) if self.goals else float(self.solved)
 
 
 def tree_to_json(tree: Tree, trial: int) -> dict[str, Any]:
@@ -148,7 +161,7 @@ def tree_to_json(tree: Tree, trial: int) -> dict[str, Any]:
         "strategy": tree.strategy,
         "branch": tree.branch,
         "instruction": tree.task.instruction,
-        "goals": [{"name": g.name, "arguments": dict(g.arguments)} for g in tree.task.goals],
+        "goals": [str(goal) for goal in tree.goals],
         "solved": tree.solved,
         "progress": tree.progress,
         "goals_met": sorted(tree.goals_met),

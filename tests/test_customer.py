@@ -23,6 +23,7 @@ from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
 from toolwoz_gym.toolwoz.goals import EMPTY
 from toolwoz_gym.toolwoz.lexicon import (
+    ATTENTION,
     KEYWORDS,
     asked_attributes,
     asks_to_book,

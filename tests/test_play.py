@@ -163,7 +163,7 @@ def test_a_missed_goal_says_what_the_closest_call_lacked(
     assert "book_restaurant was never called" in shown
     assert marks(shown) == ["✗", "✗", "✓"][: 2 + version]  # v1: and nothing else is booked
     assert "The dialogue was broken off." in shown
-    assert "reward 0.0, outcome truncated, progress 0.00 (0 of 2 goal calls)" in shown
+    assert "reward 0.0, outcome truncated, progress 0.00 (0 of 2 goals)" in shown
 
     shown = game(monkeypatch, capsys, ["search_restaurant fodd=seafood"], *flags)
     assert "closest: message 1. Error: search_restaurant has no parameter 'fodd'" in shown
@@ -421,10 +421,10 @@ def city(request: pytest.FixtureRequest) -> ToolWOZ:
 
 def check_explanation(domain: ToolWOZ, episode: Episode) -> None:
     verdicts = domain.explain(episode)
-    goals = episode.task.goals
-    assert [v.demand.partition("(")[0] for v in verdicts[: len(goals)]] == [g.name for g in goals]
+    goals = domain.goals(episode.task)
+    assert [verdict.demand for verdict in verdicts[: len(goals)]] == list(map(str, goals))
     met = {index for index, verdict in enumerate(verdicts[: len(goals)]) if verdict.met}
-    assert met == domain.goals_met(episode.task, episode.world)
+    assert domain.goals_met(episode) == (set() if domain.is_spoiled(episode) else met)
     assert all(v.met for v in verdicts) == (domain.score(episode) == 1.0)
     for verdict in verdicts:
         assert verdict.demand and verdict.why

@@ -50,7 +50,7 @@ def random_tree(seed: int, *, beam: int = 8, limit: int = 15, hit: float = 0.02)
     """Play the search's own rules with dice for agent and customer; returns a tree's record."""
     rng = Random(seed)
     names = ["search_hotel", "book_hotel", "search_train", "book_train"][: rng.choice((2, 3, 4))]
-    goals = [{"name": n, "arguments": {"area": rng.choice(AREAS), "day": ""}} for n in names]
+    goals = [f"{name}(area={rng.choice(AREAS)})" for name in names]
     opening = {"role": "user", "content": "Hello, I need a place to stay."}
     root = {"id": 0, "parent": None, "step": None, "state": "root", "collapsed": False}
     marks: dict[str, Any] = {"met": [], "successful": False, "golden": False, "outcome": None}
@@ -173,7 +173,7 @@ def write_run(folder: Path, trees: list[dict[str, Any]]) -> Path:
             "kto": {"good": 20, "bad": 31},
             "sft": 20,
             "dpo": 18,
-            "dropped": {"messages of golden paths with malformed output": 2},
+            "dropped": {"messages of golden paths that were cut off": 2},
         },
         "infra_error": 3,
         "seconds": 412.0,
@@ -512,7 +512,7 @@ def test_the_first_screen_shows_the_solved_tree_with_the_longest_story(
     assert page.text("#dialogue h2") == f"Step {tree['steps']} · node {last}"
     assert page.text("#instruction") == tree["instruction"]
     assert page.text("#run h1") == "JOSH search: demo"
-    assert "dropped 2 messages of golden paths with malformed output" in page.text("#run")
+    assert "dropped 2 messages of golden paths that were cut off" in page.text("#run")
     assert "Lost trees\n3\ninfrastructure errors" in page.text("#run")
     assert page.run("return document.querySelectorAll('.node').length") == len(tree["nodes"])
 

@@ -24,9 +24,9 @@ from josh_search.rows import (
     CUT_OFF,
     GOOD_ELSEWHERE,
     LED_TO_A_GOAL,
-    MALFORMED,
     NOT_UNICODE,
     REPEATED,
+    UNCLEAN,
     UNPAIRED,
     UNSOLVED,
     Rows,
@@ -86,7 +86,8 @@ searched = st.builds(
     error_rate=st.sampled_from([0.0, 0.2, 0.5, 0.8]),
     options=st.builds(
         SearchOptions,
-        strategy=st.sampled_from(["josh", "josh", "chains", "return"]),
+        strategy=st.sampled_from(["go_explore", "josh", "josh", "chains"]),
+        patience=st.just(30),
         branch=st.sampled_from(["turn", "output"]),
         beam=st.sampled_from([1, 2, 4, 8]),
         max_steps=st.integers(1, 8),
@@ -109,7 +110,7 @@ class Written:
     said: Said
     golden: bool
     clean: bool
-    """Whether a golden path without malformed output goes through its node."""
+    """Whether a golden path without malformed output that met no goal twice goes through it."""
     whole: bool
     """Whether the model ended it."""
     successful: bool
@@ -125,7 +126,9 @@ def written(record: Mapping[str, Any]) -> list[Written]:
 
     golden = [path(node) for node in nodes if node["golden"]]
     ends = [p for p in golden if not any(p[-1] is node for q in golden for node in q[:-1])]
-    clean = [p for p in ends if not any("error" in m for node in p for m in node["messages"])]
+    right = [p for p in ends if not any("error" in m for node in p for m in node["messages"])]
+    met = [[goal for node in p for goal in node["met"]] for p in right]
+    clean = [p for p, goals in zip(right, met, strict=True) if len(goals) == len(set(goals))]
     found = []
     for node in nodes:
         view = [message_from_json(m) for above in path(node)[:-1] for m in above["messages"]]
@@ -253,7 +256,8 @@ def build(key: str, opening: str, solved: bool, drawn: Sequence[Sketch]) -> dict
             cut_off = sketch.cut_off and text is sketch.texts[-1] and message.call is None
             messages.append(message_to_json(replace(message, raw=text, cut_off=cut_off)))
             messages.append(message_to_json(Message("tool" if silent else "user", sketch.answer)))
-        nodes.append(node(len(nodes), parent, messages))
+        met = ["b"] if "b" in sketch.texts else []
+        nodes.append({**node(len(nodes), parent, messages), "met": met})
     for sketch, last in zip(drawn, nodes[1:], strict=True):
         above: int | None = last["id"] if sketch.hit else None
         while above is not None:
@@ -266,7 +270,7 @@ def build(key: str, opening: str, solved: bool, drawn: Sequence[Sketch]) -> dict
 def node(id: int, parent: int | None, messages: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "id": id, "parent": parent, "messages": messages, "outcome": None, "successful": False,
-        "golden": False,
+        "golden": False, "met": [],
     }  # fmt: skip
 
 
@@ -294,7 +298,7 @@ def test_what_holds_of_the_rows_of_any_trees() -> None:
     any_trees()
     # The property is about something: all that can become of a message has come of many.
     assert {name for name, count in seen.items() if count > 50} == {
-        *("good", "bad", "sft", "dpo", UNSOLVED, ASTRAY, REPEATED, MALFORMED),
+        *("good", "bad", "sft", "dpo", UNSOLVED, ASTRAY, REPEATED, UNCLEAN),
         *(CUT_OFF, LED_TO_A_GOAL, GOOD_ELSEWHERE, NOT_UNICODE, UNPAIRED),
     }
 
@@ -324,7 +328,8 @@ def by_outputs(record: Mapping[str, Any]) -> dict[str, Any]:
         parent = ends[turn["parent"]]
         for start, end in pairwise([0, *cuts, len(turn["messages"])]):
             own = turn["messages"][start:end]
-            nodes.append({**turn, "id": len(nodes), "parent": parent, "messages": own})
+            met = [] if start else turn["met"]
+            nodes.append({**turn, "id": len(nodes), "parent": parent, "messages": own, "met": met})
             parent = nodes[-1]["id"]
         ends[turn["id"]] = parent
     return {**record, "nodes": nodes}
@@ -664,7 +669,7 @@ def test_golden_paths_with_malformed_output_give_no_good_rows() -> None:
     rows = make_rows([record], SYSTEM)
     assert brief(rows) == [("opening", "b", False), ("a?", "d", False)]
     assert rows.sft == rows.dpo == []
-    assert rows.dropped == {MALFORMED: 5, UNPAIRED: 2}
+    assert rows.dropped == {UNCLEAN: 5, UNPAIRED: 2}
     check([record], rows)
 
 
@@ -686,7 +691,7 @@ def test_a_malformed_path_does_not_spoil_another() -> None:
     rows = make_rows([record], SYSTEM)
     assert [text for _, text, label in brief(rows) if label] == ["Where?", SEARCH, BOOK, "bye"]
     assert [text for _, text, label in brief(rows) if not label] == ["bye"]
-    assert rows.dropped == {MALFORMED: 4, REPEATED: 2}
+    assert rows.dropped == {UNCLEAN: 4, REPEATED: 2}
     check([record], rows)
 
 

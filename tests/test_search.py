@@ -7,31 +7,43 @@ place in that step, as in the recorded searches of ``test_josh_oracle.py``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agents.customers import ModelCustomer
 from agents.scripted import ExpertAgent, RandomAgent
+from benchmarks.evaluate import EvaluateOptions
+from josh_search.__main__ import HarvestOptions
+from josh_search.publish import ExportOptions
+from josh_search.rows import UNCLEAN, make_rows
 from josh_search.search import SearchOptions, search
 from josh_search.tree import Node, Tree, tree_key, tree_to_json
+from toolwoz_gym import make_toolwoz
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.records import message_from_json
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
 from toolwoz_gym.toolwoz.task import ToolWOZTask
+from toolwoz_gym.toolwoz.v0 import ToolWOZv0
 from toolwoz_gym.types import (
     END_CONVERSATION,
     AgentFailure,
+    Episode,
     Message,
     Task,
     ToolCall,
     Usage,
+    UsageError,
     UserFault,
 )
 from toolwoz_gym.users.scripted import ScriptedUser
+from training.sft import SFTOptions
 
 SEED = 5
 
@@ -56,7 +68,7 @@ class Script:
         self.turns = turns
         self.places = {
             derive(derive(SEED, "branch", step, leaf), output): (step, leaf, output)
-            for step in range(20)
+            for step in range(30)
             for leaf in range(16)
             for output in range(5)
         }
@@ -98,11 +110,15 @@ class Played:
     """A search with scripts, and all that was seen of it."""
 
     def __init__(
-        self, turns: Mapping[tuple[int, int], Sequence[Output]], limit: int = 45, **options: Any
+        self,
+        turns: Mapping[tuple[int, int], Sequence[Output]],
+        limit: int = 45,
+        world: ToolWOZ = WORLD,
+        **options: Any,
     ) -> None:
         self.agent, self.customer = Script(turns), Customer()
         self.live: list[int] = []
-        dialogue = Dialogue(WORLD, self.customer, limit)
+        dialogue = Dialogue(world, self.customer, limit)
         self.tree = search(
             dialogue,
             self.agent,
@@ -243,13 +259,13 @@ def test_the_step_limit_of_the_environment_cuts_leaves_off() -> None:
 # --- reward="goal_calls" ---------------------------------------------------------------------
 
 
-def test_the_earliest_output_is_the_target() -> None:
-    """Leaf 0 meets a goal with its second output, leaves 1 and 3 with their first: 1 is it."""
+def test_where_a_branch_is_a_turn_the_leftmost_hit_is_the_target() -> None:
+    """Leaf 1 meets a goal with its second output, leaves 2 and 3 with their first: 1 is it."""
     played = Played(
         {
-            (1, 0): [USELESS, G0, "late"],
-            (1, 1): [G0, "early"],
-            (1, 2): ["nothing"],
+            (1, 0): ["nothing"],
+            (1, 1): [USELESS, G0, "late"],
+            (1, 2): [G0, "early"],
             (1, 3): [G0, G1, "early, too, and more"],
         },
         beam=4,
@@ -257,12 +273,30 @@ def test_the_earliest_output_is_the_target() -> None:
     )
     root, left, right = played.tree.nodes[:3]
     hits = played.step(1)
-    assert [sorted(node.met) for node in hits] == [[0], [0], [], [0, 1]]
+    assert [sorted(node.met) for node in hits] == [[], [0], [0], [0, 1]]
     assert [node.collapsed for node in hits] == [False, True, False, False]
     assert played.marked("golden") == {root.id, left.id, hits[1].id}
-    assert played.marked("successful") == {0, left.id, right.id, hits[0].id, hits[1].id, hits[3].id}
+    assert played.marked("successful") == {0, left.id, right.id, *(hit.id for hit in hits[1:])}
     assert [node.state for node in hits] == ["pruned", "live", "pruned", "pruned"]
     assert played.tree.goals_met == {0} and played.tree.progress == 0.25
+
+
+def test_where_a_branch_is_an_output_the_earliest_is_the_target() -> None:
+    """The same four leaves, a step for each of their outputs: the second is before the first."""
+    played = Played(
+        {
+            (1, 0): ["nothing"],
+            (1, 1): [USELESS],
+            (1, 2): [G0],
+            (1, 3): [G0],
+        },
+        beam=4,
+        max_steps=3,
+        branch="output",
+    )
+    assert [node.collapsed for node in played.step(1)] == [False, False, True, False]
+    assert [sorted(node.met) for node in played.step(1)] == [[], [], [0], [0]]
+    assert [node.parent for node in played.step(2)] == [played.step(1)[2]] * 2
 
 
 def test_pruned_leaves_cost_no_customer() -> None:
@@ -292,7 +326,7 @@ def test_a_collapse_begins_an_unmarked_tree() -> None:
     assert played.marked("golden") == {0, 2, 4, 5}
     assert played.marked("successful") == {0, 2, 4, 5, 6}
     assert [sorted(node.met) for node in tree.nodes] == [[], [], [0, 1], [], [2], [3], [3]]
-    assert played.customer.heard == ["0.1 two at once", "1.1 third", "2.0 fourth"]
+    assert played.customer.heard == ["0.1 two at once", "1.1 third"], "there is no goal after that"
     assert played.live == [1, 1, 1]
     assert played.states() == ["root", "pruned", "expanded", "pruned", "expanded", "live", "pruned"]
 
@@ -310,9 +344,77 @@ def test_solving_ends_the_search_even_when_the_last_turn_fails() -> None:
     assert played.tree.solved and played.states() == ["root", "over"]
 
 
+def test_after_the_last_goal_nobody_asks_the_customer() -> None:
+    """Who could fail: the tree would be lost, with all that was found."""
+    played = Played({(0, 0): [G0, G1, G2, G3, "fault"]}, beam=1, max_outputs=5)
+    assert played.tree.solved and played.states() == ["root", "live"] and played.live == [1]
+    assert played.customer.heard == [] and played.tree.steps == 1
+
+
+class Undoing(ToolWOZv0):
+    """A world in which an agent that says "take back 0" undoes the first goal."""
+
+    def goals_met(self, episode: Episode) -> frozenset[int]:
+        met: set[int] = set()
+        for message in episode.messages:
+            if message.call in GOALS.goals:
+                met.add(GOALS.goals.index(message.call))
+            elif message.role == "assistant" and "take back" in message.content:
+                met.discard(int(message.content[-1]))
+        return frozenset(met)
+
+
+def test_what_undoes_a_goal_is_no_hit() -> None:
+    """Step 1: one leaf meets a goal and undoes another, one only undoes. Step 2 makes up for it."""
+    world = Undoing("undoing", WORLD.tables, {}, "")
+    played = Played(
+        {
+            (0, 0): [G0, "a"],
+            (1, 0): [G1, "take back 0"],
+            (1, 1): ["take back 0"],
+            (2, 0): [G0, "b"],
+            (2, 1): [G0, "c"],
+            (3, 0): [G2, G3, "d"],
+        },
+        beam=2,
+        max_steps=4,
+        world=world,
+    )
+    assert [sorted(n.goals_met) for n in played.step(1)] == [[1], []]
+    assert [sorted(n.goals_met) for n in played.step(2)] == [[0, 1], [0]]
+    assert [node.id for node in played.tree.nodes if node.collapsed] == [1, 5, 7]
+    assert played.marked("golden") == {0, 1, 3, 5, 7} and played.tree.solved
+    rows = make_rows([tree_to_json(played.tree, 0)], "")
+    assert not rows.sft and rows.dropped[UNCLEAN] == 9, "one took back what it had done"
+
+
 def test_silence_can_meet_a_goal() -> None:
     played = Played({(0, 0): [G0, USELESS, USELESS]}, beam=1, max_steps=1)
     assert played.tree.goals_met == {0} and played.customer.heard == ["(silence)"]
+
+
+# --- options ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (partial(SearchOptions, strategy="return"), "no strategy 'return': choose go_explore, "),
+        (partial(SearchOptions, branch="leaf"), "no branch 'leaf': choose turn, output"),
+        (partial(SearchOptions, reward=None), "no reward None: choose goal_calls, terminal"),
+        (partial(HarvestOptions, reward="goals"), "no reward 'goals': choose"),
+        (partial(HarvestOptions, user_backend="x"), "no user_backend 'x': choose"),
+        (partial(EvaluateOptions, tool_format="json"), "no tool_format 'json': choose"),
+        (partial(ExportOptions, kind="kto"), "no kind 'kto': choose sft, dpo"),
+        (partial(SFTOptions, out=Path(), rows=Path(), dtype="float16"), "no dtype 'float16'"),
+        (partial(ModelCustomer, None, "frank", "BYE"), "no form 'frank': choose goal"),
+        (partial(make_toolwoz, version=-1, world="builtin"), "no version -1: choose 0 or 1"),
+        (partial(CityOptions, domains=(3, 1)), "domains: a range within 1 to 4"),
+    ],
+)
+def test_options_built_in_code_know_their_values(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        make()
 
 
 # --- reward="terminal" -----------------------------------------------------------------------
@@ -377,7 +479,8 @@ def test_trees_survive_json() -> None:
     tree, record = played.tree, json.loads(json.dumps(tree_to_json(played.tree, trial=3)))
     assert record["key"] == tree_key(GOALS, 3) == f"{GOALS.id}/3"
     assert (record["seed"], record["steps"]) == (SEED, tree.steps)
-    assert [ToolCall(**goal) for goal in record["goals"]] == list(GOALS.goals)
+    assert record["goals"] == [str(goal) for goal in GOALS.goals]
+    assert record["goals"][1].startswith("book_hotel(stay=")
     assert dialogues(record) == [node.episode.messages for node in tree.nodes]
     for node, data in zip(tree.nodes, record["nodes"], strict=True):
         assert data["id"] == node.id

@@ -59,7 +59,7 @@ def ask(at: tuple[ToolWOZ, ToolWOZTask], name: str, /, **arguments: Any) -> tupl
     """Return what a first call answers, and the goals that it meets."""
     domain, task = at
     world, text = domain.call(task, domain.start(task), ToolCall(name, arguments))
-    return json.loads(text), {task.goals[i].name for i in domain.goals_met(task, world)}
+    return json.loads(text), {task.goals[i].name for i in domain.calls_met(world)}
 
 
 def search(at: tuple[ToolWOZ, ToolWOZTask], /, **arguments: Any) -> tuple[str | None, bool]:
@@ -317,15 +317,15 @@ def test_score_is_all_or_nothing_and_goals_stay_met() -> None:
     def score() -> float:
         return domain.score(Episode(task, seed=0, messages=(), world=world))
 
-    assert (domain.goals_met(task, world), score()) == (frozenset(), 0.0)
+    assert (domain.calls_met(world), score()) == (frozenset(), 0.0)
     world, _ = domain.call(task, world, task.goals[1])
-    assert (domain.goals_met(task, world), score()) == (frozenset({1}), 0.0)
+    assert (domain.calls_met(world), score()) == (frozenset({1}), 0.0)
     world, _ = domain.call(task, world, task.goals[0])
-    assert (domain.goals_met(task, world), score()) == (frozenset({0, 1}), 1.0)
+    assert (domain.calls_met(world), score()) == (frozenset({0, 1}), 1.0)
     # A wrong booking and a search for something else cost nothing.
     world, _ = domain.call(task, world, ToolCall("book_restaurant", {"name": "salt"}))
     world, _ = domain.call(task, world, ToolCall("search_restaurant", {"food": "french"}))
-    assert (domain.goals_met(task, world), score()) == (frozenset({0, 1}), 1.0)
+    assert (domain.calls_met(world), score()) == (frozenset({0, 1}), 1.0)
 
 
 def test_a_call_leaves_the_world_before_it_alone() -> None:
@@ -445,4 +445,4 @@ def test_any_call_is_answered_or_refused(sequence: list[ToolCall]) -> None:
         json.loads(text)
         text.encode()  # no half of a surrogate pair gets through
         world = after
-    assert domain.goals_met(task, world) <= {0, 1}
+    assert domain.calls_met(world) <= {0, 1}

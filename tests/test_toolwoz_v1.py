@@ -500,10 +500,31 @@ def test_the_explanation_is_the_score(version: int) -> None:
     for number, task in enumerate(env.tasks[:40]):
         for agent in (ExpertAgent(task), RandomAgent(env.dialogue.domain.tools)):
             episode = play(env.dialogue, agent, task, seed=number)
-            verdicts = env.dialogue.domain.explain(episode)
+            domain = env.dialogue.domain
+            verdicts, goals = domain.explain(episode), domain.goals(task)
+            assert [verdict.demand for verdict in verdicts[: len(goals)]] == list(map(str, goals))
             assert all(verdict.met for verdict in verdicts) == (episode.reward == 1.0)
-            met = [verdict.met for verdict in verdicts[: len(task.goals)]]
-            assert {i for i, is_met in enumerate(met) if is_met} == env.dialogue.goals_met(episode)
+            assert (env.dialogue.progress(episode) == 1.0) == (episode.reward == 1.0)
+            met = {i for i, verdict in enumerate(verdicts[: len(goals)]) if verdict.met}
+            assert domain.goals_met(episode) == (set() if domain.is_spoiled(episode) else met)
+
+
+def test_progress_counts_the_questions_too() -> None:
+    """And what nobody asked for stands, so that nothing counts any more."""
+    goal = {"info": {"food": "french"}, "reqt": ["phone", "area"]}
+    task = task_of(restaurant=goal)
+    env = make_env("ToolWOZ-v1", world=world_of(task), split="val", user=["Hello."] * 9)
+    env.reset()
+    seen = []
+    for action in (
+        "It is in the south.",
+        call("search_restaurant", food="french"),
+        "The phone number is 01223 446100.",
+        call("book_restaurant", **TABLE, name="salt"),
+    ):
+        *_, info = env.step(action)
+        seen.append((info["goals_met"], info["goals_total"], info["progress"]))
+    assert seen == [((), 3, 0.0), ((0, 2), 3, 2 / 3), ((0, 1, 2), 3, 1.0), ((), 3, 0.0)]
 
 
 def test_a_world_plays_one_version() -> None:

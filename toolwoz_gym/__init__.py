@@ -13,7 +13,7 @@ from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.tau_bench.data import load_tau_bench
 from toolwoz_gym.tau_bench.domain import Scoring, TauBench
-from toolwoz_gym.toolwoz import ToolWOZ
+from toolwoz_gym.toolwoz import VERSIONS, ToolWOZ
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
 from toolwoz_gym.types import UsageError, UserSimulator
 from toolwoz_gym.users import make_user
@@ -118,8 +118,7 @@ def make_env(env_id: str, **arguments: Any) -> DialogueEnv:
     ours = [name for name, spec in gym.registry.items() if spec.entry_point in _ENTRY_POINTS]
     if env_id not in ours:
         raise UsageError(f"no environment {env_id!r}: choose {' or '.join(ours)}")
-    # By its spec: v0 is no outdated v1, of which gym.make would warn.
-    env = gym.make(gym.spec(env_id), disable_env_checker=True, **arguments).unwrapped
+    env = gym.make(env_id, disable_env_checker=True, **arguments).unwrapped
     assert isinstance(env, DialogueEnv)
     return env
 
@@ -139,6 +138,8 @@ def load_world(name: str, version: int = 0) -> ToolWOZ:
     """
     from toolwoz_gym.toolwoz.multiwoz import is_prepared, load_multiwoz
 
+    if version not in range(len(VERSIONS)):
+        raise UsageError(f"ToolWOZ has no version {version}: choose 0 or 1")
     kind, _, options = name.partition(":")
     if kind == "builtin":
         return load_builtin(CityOptions.parse(options), version)
@@ -159,7 +160,8 @@ def _announce(name: str) -> None:
 _ENTRY_POINTS = ("toolwoz_gym:make_toolwoz", "toolwoz_gym:make_tau_bench")
 
 for _version in (0, 1):
-    gym.register(
-        id=f"ToolWOZ-v{_version}", entry_point=_ENTRY_POINTS[0], kwargs={"version": _version}
-    )
+    _id = f"ToolWOZ-v{_version}"
+    gym.register(id=_id, entry_point=_ENTRY_POINTS[0], kwargs={"version": _version})
+    # Of one name, the lower version counts as out of date. Both stay: each has its own.
+    gym.registry[_id].name, gym.registry[_id].version = _id, None
 gym.register(id="TauBench-v0", entry_point=_ENTRY_POINTS[1])

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import Annotated, Any, TypeAlias, Union
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from toolwoz_gym.types import UsageError
 
@@ -82,6 +82,25 @@ def main_cli(
         print(f"interrupted; {_KEPT}" if resumable else "interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def check_choices(options: object) -> None:
+    """Refuse a value that an option of a few values cannot have: ``__post_init__`` of options.
+
+    A command line refuses it by itself. This is for options that are built in code.
+
+    Args:
+        options: A dataclass; what is declared as a ``Literal``, or a union of some, is checked.
+
+    Raises:
+        UsageError: It has such a value.
+    """
+    for name, hint in get_type_hints(type(options)).items():
+        parts = (hint,) if get_origin(hint) is Literal else get_args(hint)
+        choices = [c for part in parts if get_origin(part) is Literal for c in get_args(part)]
+        value = getattr(options, name)
+        if choices and value not in choices and not (value is None and type(None) in parts):
+            raise UsageError(f"there is no {name} {value!r}: choose {', '.join(map(str, choices))}")
 
 
 @contextmanager

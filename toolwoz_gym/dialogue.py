@@ -89,7 +89,12 @@ class Dialogue:
 
     def goals_met(self, episode: Episode) -> frozenset[int]:
         """Return the indices of the goals that are met so far."""
-        return self.domain.goals_met(episode.task, episode.world)
+        return self.domain.goals_met(episode)
+
+    def progress(self, episode: Episode) -> float:
+        """Return the fraction of the goals that are met; the reward, where a task has none."""
+        total = len(self.domain.goals(episode.task))
+        return len(self.goals_met(episode)) / total if total else episode.reward
 
     def _schema(self, written: str) -> str:
         """Say what the tool takes that is named in a text that is no action; "" if none is."""

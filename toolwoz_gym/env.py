@@ -56,8 +56,9 @@ class DialogueEnv(gym.Env[str, str]):
     ## Information
 
     ``task_id``, ``split``, ``world`` (digest of the data), ``goals_met`` (sorted tuple of indices
-    into ``task.goals``), ``goals_total``, ``progress`` (their ratio) and ``outcome`` (None, then
-    ``success``, ``failure``, ``truncated`` or ``user_fault``).
+    into the domain's ``goals(task)``), ``goals_total``, ``progress`` (their ratio; the reward,
+    where a task has no goals) and ``outcome`` (None, then ``success``, ``failure``, ``truncated``
+    or ``user_fault``).
 
     ## Arguments
 
@@ -66,6 +67,7 @@ class DialogueEnv(gym.Env[str, str]):
     ## Version History
 
     * v0: scores as the published ToolWOZ does.
+    * v1: the repaired benchmark.
     """
 
     metadata = {"render_modes": ["ansi", "human"], "render_fps": 1}
@@ -188,14 +190,14 @@ class DialogueEnv(gym.Env[str, str]):
 
     def _info(self, episode: Episode) -> dict[str, Any]:
         met = self.dialogue.goals_met(episode)
-        total = len(episode.task.goals)
+        total = len(self.dialogue.domain.goals(episode.task))
         return {
             "task_id": episode.task.id,
             "split": episode.task.split,
             "world": self.dialogue.domain.fingerprint,
             "goals_met": tuple(sorted(met)),
             "goals_total": total,
-            "progress": len(met) / total if total else 0.0,
+            "progress": len(met) / total if total else episode.reward,
             "outcome": episode.outcome,
         }
 

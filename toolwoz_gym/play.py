@@ -284,11 +284,10 @@ def _show_score(terminal: Terminal, dialogue: Dialogue, episode: Episode) -> Non
         mark, style = (terminal.marks[0], _GREEN) if verdict.met else (terminal.marks[1], _RED)
         terminal.write(verdict.demand, style, first=f"  {mark} ", rest="    ")
         terminal.write(verdict.why, first="    ", rest="    ")
-    met, total = len(dialogue.goals_met(episode)), len(episode.task.goals)
-    progress = met / total if total else 0.0
+    met, total = len(dialogue.goals_met(episode)), len(dialogue.domain.goals(episode.task))
     terminal.write(
         f"reward {episode.reward}, outcome {episode.outcome}, "
-        f"progress {progress:.2f} ({met} of {total} goal calls)",
+        f"progress {dialogue.progress(episode):.2f} ({met} of {total} goals)",
         _BOLD,
     )
 

@@ -66,6 +66,11 @@ class ToolCall:
     arguments: Mapping[str, Any]
     """Argument values by parameter name: whatever JSON allows."""
 
+    def __str__(self) -> str:
+        """Say it in a line, for people, without the arguments that are empty."""
+        given = (f"{name}={value}" for name, value in self.arguments.items() if value != "")
+        return f"{self.name}({', '.join(given)})"
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -177,7 +182,7 @@ class Task:
     instruction: str
     """The customer's wishes in English, for customers that are people or language models."""
     goals: tuple[ToolCall, ...]
-    """The calls that the agent is expected to make; ``info["goals_met"]`` holds indices into it."""
+    """The calls that the agent is expected to make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +241,9 @@ class Domain(Protocol):
     """Customers end the dialogue with it."""
     final_tools: frozenset[str]
     """Tools whose call ends the dialogue."""
+    max_outputs: int | None
+    """Model outputs without a word to the customer after which a search takes its agent for silent;
+    None: any number."""
 
     def tasks(self, split: str) -> Sequence[Task]:
         """Return the tasks of a split, in their order.
@@ -260,11 +268,15 @@ class Domain(Protocol):
         """
         ...
 
-    def goals_met(self, task: Task, world: World) -> frozenset[int]:
-        """Return the indices of the task's goals that are met."""
+    def goals(self, task: Task) -> tuple[ToolCall | str, ...]:
+        """Return what counts as progress: calls to make, and what else there is to do, in words."""
         ...
 
-    def is_spoiled(self, task: Task, world: World) -> bool:
+    def goals_met(self, episode: Episode) -> frozenset[int]:
+        """Return the indices of the goals that are met. What is met may be undone again."""
+        ...
+
+    def is_spoiled(self, episode: Episode) -> bool:
         """Return whether the reward is known to be out of reach, whatever is still done."""
         ...
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from toolwoz_gym.cli import check_choices
 from toolwoz_gym.types import UsageError
 
 
@@ -47,6 +48,9 @@ class TrainOptions:
     """Recompute activations in the backward pass: a fifth slower, far less memory."""
     seed: int = 0
     """Decides the order of the rows and the start of a new adapter."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def check(self) -> None:
         """Check what the types do not say.

@@ -56,6 +56,7 @@ class TauBench:
 
     end_marker = "###STOP###"
     final_tools = frozenset((TRANSFER,))
+    max_outputs: int | None = None
 
     def __init__(
         self,
@@ -115,9 +116,13 @@ class TauBench:
         answer = invoke(self.name, call.name, tool, tables, call.arguments)
         return self._met(task, desk, tables.changes(), call), answer
 
-    def goals_met(self, task: Task, world: World) -> frozenset[int]:
+    def goals(self, task: Task) -> tuple[ToolCall | str, ...]:
+        """Return the gold actions, of which some tasks have none."""
+        return task.goals
+
+    def goals_met(self, episode: Episode) -> frozenset[int]:
         """Return the indices of the gold actions that were made, whatever they were answered."""
-        met: frozenset[int] = world.met
+        met: frozenset[int] = episode.world.met
         return met
 
     def score(self, episode: Episode) -> float:
@@ -135,7 +140,7 @@ class TauBench:
         """Return τ-bench's hash of the tables."""
         return self.base.digest(world.changes)
 
-    def is_spoiled(self, task: Task, world: World) -> bool:
+    def is_spoiled(self, episode: Episode) -> bool:
         """Return False: a later call may put back what an earlier one changed."""
         return False
 

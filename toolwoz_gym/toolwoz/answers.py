@@ -165,9 +165,9 @@ def _listen(
     for wish in task.wishes:
         table = tables[wish.domain]
         for row in {part.row for part in parts if part.domain == wish.domain}:
-            mine = [part for part in parts if (part.domain, part.row) == (wish.domain, row)]
+            mine = tuple(p for p in parts if (p.domain, p.row) == (wish.domain, row))
             for name in wish.requests:
-                is_right = _is_told(table, table.rows[row], name, mine, desk.asked)
+                is_right = _is_told(table, row, name, mine, desk.asked)
                 if is_right or (is_right is False and all(part.is_sure for part in mine)):
                     account.note((wish.domain, row, name), number, is_right=is_right)
 
@@ -222,8 +222,12 @@ def _parts(tables: Tables, account: Account, desk: _Desk, speech: Speech) -> lis
     return parts
 
 
-def _is_told(table: Table, row: Row, name: str, parts: Sequence[_Part], asked: str) -> bool | None:
+@lru_cache(maxsize=4096)  # a dialogue is judged after each of its messages, and so are its branches
+def _is_told(
+    table: Table, number: int, name: str, parts: tuple[_Part, ...], asked: str
+) -> bool | None:
     """Return whether parts of a message tell an attribute: see :func:`.told.tells`."""
+    row = table.rows[number]
     if not is_known(row.get(name)):
         return None
     if name == table.key:

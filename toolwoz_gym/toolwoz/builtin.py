@@ -88,6 +88,14 @@ class CityOptions:
     """How many tasks ``train`` has; ``val`` and ``test`` have a tenth. A task does not depend on
     how many there are."""
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.domains[0] <= self.domains[1] <= len(KEYS):
+            raise UsageError(f"domains: a range within 1 to {len(KEYS)}")
+        if not 1 <= self.constraints[0] <= self.constraints[1]:
+            raise UsageError("constraints: at least 1, and the range in order")
+        if self.failures[0] > self.failures[1] or self.tasks < 10:
+            raise UsageError("failures: a range in order; tasks: at least 10")
+
     @classmethod
     def parse(cls, text: str) -> CityOptions:
         """Read options such as ``domains=1,constraints=1-2,seed=7``.
@@ -109,14 +117,7 @@ class CityOptions:
                 example = "" if single else f", or a range such as {name}=1-2"
                 raise UsageError(f"{name}={value}: write a number{example}")
             values[name] = int(low) if single else (int(low), int(high if dash else low))
-        options = cls(**values)
-        if not 1 <= options.domains[0] <= options.domains[1] <= len(KEYS):
-            raise UsageError(f"domains: a range within 1 to {len(KEYS)}")
-        if not 1 <= options.constraints[0] <= options.constraints[1]:
-            raise UsageError("constraints: at least 1, and the range in order")
-        if options.failures[0] > options.failures[1] or options.tasks < 10:
-            raise UsageError("failures: a range in order; tasks: at least 10")
-        return options
+        return cls(**values)
 
 
 @lru_cache(maxsize=8)

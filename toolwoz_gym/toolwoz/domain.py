@@ -31,6 +31,7 @@ class ToolWOZ:
     tools: tuple[ToolSpec, ...] = TOOLS
     end_marker = END_CONVERSATION
     final_tools: frozenset[str] = frozenset()
+    max_outputs: int | None = 3
 
     def __init__(
         self,
@@ -82,15 +83,23 @@ class ToolWOZ:
         """
         raise NotImplementedError
 
-    def goals_met(self, task: Task, world: World) -> frozenset[int]:
+    def calls_met(self, world: World) -> frozenset[int]:
         """Return the indices of the task's goal calls that are met."""
         raise NotImplementedError
+
+    def goals(self, task: Task) -> tuple[ToolCall | str, ...]:
+        """Return the goal calls."""
+        return task.goals
+
+    def goals_met(self, episode: Episode) -> frozenset[int]:
+        """Return the indices of the goals that are met."""
+        return self.calls_met(episode.world)
 
     def score(self, episode: Episode) -> float:
         """Return 1.0 if the customer got what it wanted, else 0.0."""
         raise NotImplementedError
 
-    def is_spoiled(self, task: Task, world: World) -> bool:
+    def is_spoiled(self, episode: Episode) -> bool:
         """Return False: what was met stays met, and whatever is missing can still be met."""
         return False
 
@@ -102,7 +111,7 @@ class ToolWOZ:
         """Say what became of each goal call: which call met it, or what it lacked."""
         met: dict[int, int] = {}
         for number, _, before, after in self.replay(episode):
-            new = self.goals_met(episode.task, after) - self.goals_met(episode.task, before)
+            new = self.calls_met(after) - self.calls_met(before)
             met.update(dict.fromkeys(new, number))
         return tuple(
             self._verdict(episode, goal, met.get(index))
@@ -129,7 +138,7 @@ class ToolWOZ:
 
     def _verdict(self, episode: Episode, goal: ToolCall, met: int | None) -> Verdict:
         wanted = {name: value for name, value in goal.arguments.items() if value not in EMPTY}
-        demand = f"{goal.name}({_listed(wanted)})"
+        demand = str(goal)
         if met is not None:
             return Verdict(demand, True, f"met by message {met}", met)
         made = [n for n, m in enumerate(episode.messages) if m.call and m.call.name == goal.name]

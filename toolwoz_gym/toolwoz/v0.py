@@ -46,8 +46,8 @@ class ToolWOZv0(ToolWOZ):
             world = world | {[goal.name for goal in task.goals].index(call.name)}
         return world, dump(answer)
 
-    def goals_met(self, task: Task, world: World) -> frozenset[int]:
-        """Return the indices of the task's goals that are met."""
+    def calls_met(self, world: World) -> frozenset[int]:
+        """Return the indices of the task's goal calls that are met."""
         met: frozenset[int] = world
         return met
 

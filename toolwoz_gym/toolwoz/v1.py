@@ -60,21 +60,37 @@ class ToolWOZv1(ToolWOZ):
             return _search(task, world, wish, table, call.name, asked)
         return _book(task, world, wish, table, call.name, asked)
 
-    def goals_met(self, task: Task, world: World) -> frozenset[int]:
+    def calls_met(self, world: World) -> frozenset[int]:
         """Return the indices of the task's goal calls that are met."""
         met: frozenset[int] = world.met
         return met
 
-    def is_spoiled(self, task: Task, world: World) -> bool:
+    def goals(self, task: Task) -> tuple[ToolCall | str, ...]:
+        """Return the goal calls, then the answers that the customer wants."""
+        assert isinstance(task, ToolWOZTask)
+        answers = (_answer(wish.domain, name) for wish in task.wishes for name in wish.requests)
+        return (*task.goals, *answers)
+
+    def goals_met(self, episode: Episode) -> frozenset[int]:
+        """Return the indices of the goals that are met: all of them if and only if it is a success.
+
+        None is once something is booked that the customer does not want: it stands.
+        """
+        if self.is_spoiled(episode):
+            return frozenset()
+        first = len(episode.task.goals)
+        told = (i for i, verdict in enumerate(self._requests(episode), first) if verdict.met)
+        return self.calls_met(episode.world).union(told)
+
+    def is_spoiled(self, episode: Episode) -> bool:
         """Return whether something is booked that the customer does not want."""
-        return bool(_unwanted(task, world))
+        desk: Desk = episode.world
+        wanted = sum(episode.task.goals[index].name.startswith("book_") for index in desk.met)
+        return len(desk.bookings) > wanted  # what is wanted meets its goal when it is booked
 
     def score(self, episode: Episode) -> float:
         """Return 1.0 if every demand of :meth:`explain` is met, else 0.0."""
-        desk: Desk = episode.world
-        if len(desk.met) < len(episode.task.goals) or _unwanted(episode.task, desk):
-            return 0.0
-        return float(all(verdict.met for verdict in self._requests(episode)))
+        return float(len(self.goals_met(episode)) == len(self.goals(episode.task)))
 
     def explain(self, episode: Episode) -> tuple[Verdict, ...]:
         """Say what became of each goal call and each question, and which bookings nobody wanted."""
@@ -268,9 +284,14 @@ def _unwanted(task: Task, desk: Desk) -> list[_Booking]:
     return [made for made in desk.bookings if made not in wanted]
 
 
+def _answer(domain: str, name: str) -> str:
+    """Say in words that a question of the customer's is to be answered."""
+    return f"the customer is told the {domain}'s {attribute_name(name)}"
+
+
 def _request(account: Account, table: Table, domain: str, name: str, row: int | None) -> Verdict:
     """Say whether the customer was told an attribute of a row."""
-    demand = f"the customer is told the {domain}'s {attribute_name(name)}"
+    demand = _answer(domain, name)
     if row is None:
         return Verdict(demand, False, f"no {domain} that fits was offered last")
     value = table.rows[row].get(name)
