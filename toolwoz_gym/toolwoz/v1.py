@@ -15,7 +15,17 @@ from typing import Any, TypeAlias
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.toolwoz.domain import ToolWOZ, check_call, dump, wish_for
 from toolwoz_gym.toolwoz.lexicon import attribute_name
-from toolwoz_gym.toolwoz.tables import TIMES, Row, RowSet, Table, first, last, minute_of, plain
+from toolwoz_gym.toolwoz.tables import (
+    TIMES,
+    Row,
+    RowSet,
+    Table,
+    first,
+    last,
+    minute_of,
+    numbers,
+    plain,
+)
 from toolwoz_gym.toolwoz.task import ToolWOZTask, Wish
 from toolwoz_gym.toolwoz.told import is_known, tells
 from toolwoz_gym.toolwoz.tools import DAYS, PARAMETERS
@@ -92,10 +102,12 @@ class ToolWOZv1(ToolWOZ):
     def _entities(self, wish: Wish, desk: Desk) -> list[Row]:
         """Return the rows that the customer's questions may be about."""
         table = self.tables[wish.domain]
+        shown = sum(1 << number for domain, number in desk.shown if domain == wish.domain)
+        rows = shown
         if wish.book is not None:
-            number = first(table.plainly(table.key, wish.book[table.key]))
-            return [] if number is None else [table.rows[number]]
-        return [table.rows[n] for domain, n in sorted(desk.shown) if domain == wish.domain]
+            booked = chosen(table, wish)
+            rows = booked & shown or booked & -booked
+        return [table.rows[number] for number in numbers(rows)]
 
     def _no_others(self, episode: Episode) -> Verdict:
         demand = "nothing else is booked"
@@ -153,6 +165,15 @@ def found(table: Table, asked: Mapping[str, str]) -> RowSet:
 def fitting(table: Table, wish: Wish) -> RowSet:
     """Return the rows that satisfy a wish's search."""
     return found(table, given(wish.search or {}))
+
+
+def chosen(table: Table, wish: Wish) -> RowSet:
+    """Return what a wish books: the rows of its key that fit.
+
+    Trains share numbers, and a booking names no more: the customer's train is the one that fits.
+    """
+    assert wish.book is not None
+    return table.plainly(table.key, wish.book[table.key]) & fitting(table, wish)
 
 
 def booking(domain: str, asked: Mapping[str, str]) -> _Booking:
