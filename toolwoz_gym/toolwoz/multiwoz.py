@@ -159,8 +159,16 @@ def prepare_multiwoz(folder: Path, source: Path | None = None) -> Prepared:
 
 
 def is_prepared() -> bool:
-    """Return whether there is prepared MultiWOZ data for :func:`load_multiwoz`."""
-    return (multiwoz_folder() / "meta.json").is_file()
+    """Return whether there is prepared MultiWOZ data for :func:`load_multiwoz`.
+
+    Raises:
+        UsageError: Nobody can tell: the folder may not be read.
+    """
+    folder = multiwoz_folder()
+    try:
+        return (folder / "meta.json").is_file()
+    except OSError as error:
+        raise UsageError(f"cannot read {folder}: {error.strerror}") from None
 
 
 def load_multiwoz(version: int = 0) -> ToolWOZ:

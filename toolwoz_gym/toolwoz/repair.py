@@ -79,7 +79,7 @@ def retell(message: str, before: Sequence[Wish], after: Sequence[Wish], tables: 
     told = {wish.domain: wish for wish in before}
     for wish in after:
         old, table = told[wish.domain], tables[wish.domain]
-        # The place that it searches for is the one it books: a name of the goal's search comes first.
+        # Who searches for a place by its name books that one.
         had, has = (old.search, wish.search) if _name(old.search, table) else (old.book, wish.book)
         name, new = _name(had, table), _name(has, table)
         if name != new and not table.plainly(table.key, name):
