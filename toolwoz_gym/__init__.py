@@ -147,18 +147,20 @@ def load_world(name: str, version: int = 0, split: str | None = None) -> ToolWOZ
         return load_multiwoz(version)
     if name != "auto":
         raise UsageError(f"no world {name!r}: choose auto, builtin, builtin:<options> or multiwoz")
+    if is_prepared():
+        multiwoz = load_multiwoz(version)
+        if split is None or split in multiwoz.splits:
+            _announce(multiwoz.name, f"it is prepared in {multiwoz_folder()}")
+            return multiwoz
+        why = f"MultiWOZ as prepared has no split {split!r:.60}, only {', '.join(multiwoz.splits)}"
+    else:
+        why = f"MultiWOZ is not prepared in {multiwoz_folder()}"
     city = load_builtin(CityOptions(), version)
-    if not is_prepared():
-        _announce(city.name, f"MultiWOZ is not prepared in {multiwoz_folder()}")
-        return city
-    multiwoz = load_multiwoz(version)
-    if split is None or split in multiwoz.splits:
-        _announce(multiwoz.name, f"it is prepared in {multiwoz_folder()}")
-        return multiwoz
-    lacks = f"MultiWOZ as prepared has no split {split!r:.60}, only {', '.join(multiwoz.splits)}"
-    if split not in city.splits:
-        raise UsageError(f"{lacks}; the world 'builtin' has {', '.join(city.splits)}")
-    _announce(city.name, lacks)
+    if split is not None and split not in city.splits:
+        raise UsageError(
+            f"{why}; the world 'builtin' has no split {split!r:.60}, only {', '.join(city.splits)}"
+        )
+    _announce(city.name, why)
     return city
 
 
