@@ -181,7 +181,7 @@ class DialogueEnv(gym.Env[str, str]):
         # One that an older version of the class has pickled lacks the field.
         if getattr(episode, "fingerprint", "") != self.dialogue.domain.fingerprint:
             raise UsageError(
-                "the snapshot is of another world, another data or another version than this "
+                "the snapshot is of another world, of other data or of another version than this "
                 f"environment's {self.dialogue.domain.name!r}: restore it in one like its own"
             )
         self._episode = episode

@@ -150,7 +150,7 @@ _Mended: TypeAlias = tuple[Wish, str] | None
 
 
 def _mend_times(wish: Wish, log: Log, table: Table) -> _Mended:
-    """Read a time such as "after 16:30" as the time that it names."""
+    """Read a time such as "after 16:30" as the time that it names; not one such as "4:30 pm"."""
     mended = replace(
         wish, search=_with_times(wish.search), failing_search=_with_times(wish.failing_search)
     )
