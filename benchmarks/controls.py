@@ -11,7 +11,7 @@ from functools import cache
 
 from agents.controls import CONTROLS
 from agents.scripted import ExpertAgent
-from toolwoz_gym import make_env
+from toolwoz_gym import load_world, make_env
 from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.rollout import play
 from toolwoz_gym.types import UsageError
@@ -56,7 +56,7 @@ def prove(options: ControlOptions) -> list[Result]:
     Raises:
         UsageError: There is no such environment, world or split.
     """
-    splits = options.splits or make_env(options.env, world=options.world).dialogue.domain.splits
+    splits = options.splits or load_world(options.world).splits
     results = []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for split in splits:

@@ -91,7 +91,7 @@ def measure(options: NoiseOptions) -> list[Level]:
         ScriptedUser(noise)
     if not options.levels or list(options.levels) != sorted(set(options.levels)):
         raise UsageError("levels: name some, in rising order")
-    count = len(load_world(options.world).tasks(options.split))
+    count = len(load_world(options.world, split=options.split).tasks(options.split))
     if not 1 <= options.tasks <= count or options.trials < 1 or options.max_steps < 1:
         raise UsageError(f"tasks: 1 to {count}; trials and max_steps: at least 1")
     cases = [(v, agent, noise) for v in VERSIONS for agent in AGENTS for noise in options.levels]
@@ -101,7 +101,7 @@ def measure(options: NoiseOptions) -> list[Level]:
 
 def _measure(options: NoiseOptions, case: tuple[int, str, float]) -> Level:
     version, name, noise = case
-    world = load_world(options.world, version)
+    world = load_world(options.world, version, options.split)
     dialogue = Dialogue(world, ScriptedUser(noise), options.max_steps)
     keyword = KeywordAgent(world.tables)
     figures = []

@@ -66,6 +66,13 @@ def test_tables_have_multiwozs_columns(multiwoz: ToolWOZ) -> None:
         assert len(set(keys)) == len(keys)
 
 
+def test_trains_have_numbers_of_their_own_and_arrive_on_their_day() -> None:
+    for seed in range(5):
+        trains = make_tables(seed)["train"]
+        assert len({train["trainID"] for train in trains}) == len(trains)
+        assert all(train["leaveAt"] < train["arriveBy"] < "24:00" for train in trains)
+
+
 def test_splits_share_no_goal_calls() -> None:
     for text in ("", "domains=1,constraints=1-2,failures=0,tasks=3000"):
         world = city(text)

@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from toolwoz_gym.spaces import UnicodeText
 from toolwoz_gym.tau_bench.data import read_tau_bench
 from toolwoz_gym.tau_bench.domain import TauBench, TauTask
 from toolwoz_gym.toolwoz import ToolWOZ
-from toolwoz_gym.types import ToolCall, UsageError
+from toolwoz_gym.types import Episode, ToolCall, UsageError
 
 IDS = sorted(
     spec.id for spec in gym.registry.values() if str(spec.entry_point).startswith("toolwoz_gym")
@@ -230,10 +231,24 @@ def test_unseeded_environments_differ() -> None:
     assert twin.reset()[0]
 
 
-@pytest.mark.parametrize("seed", [-1, 1.5, "1"])
+@pytest.mark.parametrize("seed", [-1, 1.5, "1", True, False, np.bool_(1), [1], float("nan")])
 def test_seeds_are_whole_numbers(small: DialogueEnv, seed: Any) -> None:
+    small.reset(seed=0)
+    before = small.snapshot()
     with pytest.raises(gym.error.Error):
         small.reset(seed=seed)
+    assert small.snapshot() is before
+
+
+@pytest.mark.parametrize(
+    "options", [{"task": 0}, {0: 0}, {"task_id": 0, "seed": 1}, ["task_id"], "task_id", 3, True]
+)
+def test_options_that_there_are_not(small: DialogueEnv, options: Any) -> None:
+    small.reset(seed=0)
+    before, following = small.snapshot(), small.fork().reset()
+    with pytest.raises(UsageError, match="^reset has the one option task_id"):
+        small.reset(seed=5, options=options)
+    assert small.snapshot() is before and small.reset() == following
 
 
 # --- snapshots -------------------------------------------------------------------------------
@@ -293,6 +308,118 @@ def test_a_fork_that_begins_anew_leaves_the_other_alone(small: DialogueEnv) -> N
     fork.reset(seed=1)
     assert small.snapshot() is before
     assert small.reset() == next_seed
+
+
+ELSEWHERE = {
+    "another version": ("ToolWOZ-v1", {"world": "builtin:domains=1"}),
+    "another city": ("ToolWOZ-v0", {"world": "builtin:domains=1,seed=1"}),
+    "other tasks": ("ToolWOZ-v0", {"world": "builtin:domains=2"}),
+}
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_snapshots_of_other_worlds_are_refused(where: str, small: DialogueEnv) -> None:
+    env_id, arguments = ELSEWHERE[where]
+    stranger = make_env(env_id, **arguments)
+    stranger.reset(seed=1)
+    small.reset(seed=0)
+    before = small.snapshot()
+    for snapshot in (stranger.snapshot(), pickle.loads(pickle.dumps(stranger.snapshot()))):
+        with pytest.raises(UsageError, match=r"^the snapshot is of another world[^\n]*'builtin': "):
+            small.restore(snapshot)
+    assert small.snapshot() is before
+    small.step("Hello")
+
+
+def test_snapshots_of_another_domain_are_refused(shared: Path) -> None:
+    desks = [read_tau_bench(shared / "data" / "tau_bench", name) for name in ("retail", "airline")]
+    envs = [
+        make_env("TauBench-v0", world=desk, split=desk.splits[-1], user=["Hi"]) for desk in desks
+    ]
+    envs += [make_env("ToolWOZ-v0", world="builtin")]
+    snapshots = []
+    for env in envs:
+        env.reset(seed=0)
+        snapshots.append(env.snapshot())
+    for env, own in zip(envs, snapshots, strict=True):
+        for snapshot in snapshots:
+            if snapshot is own:
+                env.restore(snapshot)
+                continue
+            with pytest.raises(UsageError, match="another world"):
+                env.restore(snapshot)
+        assert env.snapshot() is own
+
+
+def test_a_snapshot_goes_on_with_the_customer_and_the_limit_it_finds(small: DialogueEnv) -> None:
+    small.reset(seed=0)
+    play(small, ["{", "{"])
+    other = make_env("ToolWOZ-v0", world="builtin:domains=1", user=["Hi", "Two"], max_steps=2)
+    other.restore(small.snapshot())
+    assert other.step("Hello")[:4] == ("Two", 0.0, False, True)
+
+
+def test_a_snapshot_of_an_older_class_is_refused(small: DialogueEnv) -> None:
+    small.reset(seed=0)
+    old = object.__new__(Episode)
+    for name in Episode.__slots__[:-1]:  # what its pickle would have set
+        object.__setattr__(old, name, getattr(small.snapshot(), name))
+    with pytest.raises(UsageError, match="another version"):
+        small.restore(old)
+
+
+@pytest.mark.parametrize("value", [None, {}, (), "snapshot", 3, ToolCall("a", {})])
+def test_what_is_no_snapshot_is_refused(small: DialogueEnv, value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^restore takes what snapshot\(\) returns, and no \w+$"):
+        small.restore(value)
+    with pytest.raises(gym.error.ResetNeeded):
+        small.snapshot()
+
+
+# --- actions that are no text ----------------------------------------------------------------
+
+NO_TEXTS = [
+    {"name": "search_hotel", "arguments": {}},
+    *(3, 1.5, True, None, b"Hello", bytearray(b"Hello"), ["Hello"], ("Hello",), {"Hello"}),
+    *(np.array("Hello"), np.array(["Hello"]), np.bytes_(b"Hello"), np.int64(3), object()),
+]
+
+
+@pytest.mark.parametrize("make", [make_env, gym.make])
+def test_an_action_that_is_no_text_changes_nothing(make: Any) -> None:
+    env = make("ToolWOZ-v1", world="builtin", render_mode="ansi")
+    env.reset(seed=0)
+    before, shown = env.unwrapped.snapshot(), env.render()
+    for action in NO_TEXTS:
+        with pytest.raises(TypeError, match=r"^an action is a text, and no \w+: a tool call is "):
+            env.step(action)
+        assert env.unwrapped.snapshot() is before and env.render() == shown
+    assert env.step("Hello")[0]
+
+
+def test_other_kinds_of_text_are_the_text_they_hold(small: DialogueEnv) -> None:
+    class Named(StrEnum):
+        ASK = "Which area?"
+
+    small.reset(seed=0)
+    start = small.snapshot()
+    plain = small.step("Which area?")
+    for action in (np.str_("Which area?"), Named.ASK):
+        small.restore(start)
+        assert small.step(action) == plain
+        assert type(small.snapshot().messages[1].content) is str
+
+
+def test_vectors_survive_what_is_no_action() -> None:
+    envs = gym.make_vec("ToolWOZ-v1", 2, vectorization_mode="sync", world="builtin")
+    envs.reset(seed=0)
+    with pytest.raises(TypeError, match="an action is a text, and no dict"):
+        envs.step([NO_TEXTS[0], "Hello"])
+    assert all(envs.step(["Hello", np.str_("Hello")])[0])
+    with pytest.raises(UsageError, match="no task of type bool"):
+        envs.reset(options={"task_id": True})
+    assert all(envs.step(["Hello", "Hello"])[0])
+    envs.close()
 
 
 def test_episodes_are_immutable(small: DialogueEnv) -> None:
@@ -359,7 +486,20 @@ def test_tasks_are_chosen_by_id_and_by_position(env: DialogueEnv) -> None:
 
 
 @pytest.mark.parametrize(
-    "task_id", ["nobody.json", "", "builtin-train-000000", "builtin-val-0", "-1", 10**9, -1, 1.5]
+    "task_id",
+    [
+        "nobody.json",
+        "",
+        "builtin-train-000000",
+        "builtin-val-0",
+        "-1",
+        10**9,
+        -1,
+        1.5,
+        True,
+        b"0",
+        [0],
+    ],
 )
 def test_unknown_tasks(env: DialogueEnv, task_id: Any) -> None:
     env.reset(seed=0)
@@ -414,7 +554,11 @@ def test_auto_says_which_world_it_plays(
     for _ in range(2):
         assert make_env("ToolWOZ-v0").dialogue.domain.name == "builtin"
     (record,) = caplog.records  # once is enough
-    assert "'builtin'" in record.getMessage()
+    assert "'builtin' here: MultiWOZ is not prepared in " in record.getMessage()
+    with pytest.raises(
+        UsageError, match=r"not prepared in .*; .* 'builtin' has no split 'test450'"
+    ):
+        make_env("ToolWOZ-v0", split="test450")
 
 
 # --- replayed customers ----------------------------------------------------------------------

@@ -280,7 +280,7 @@ def test_hostile_options(env: DialogueEnv, options: Any) -> None:
     assert env.snapshot() is before
 
 
-HOSTILE_SEEDS = [-1, 1.0, float("nan"), "1", b"1", [1], {}, 10**5000, -(10**5000)]
+HOSTILE_SEEDS = [-1, True, 1.0, float("nan"), "1", b"1", [1], {}, 10**5000, -(10**5000)]
 
 
 @pytest.mark.parametrize("seed", HOSTILE_SEEDS, ids=range(len(HOSTILE_SEEDS)))
@@ -292,7 +292,7 @@ def test_hostile_seeds(env: DialogueEnv, seed: Any) -> None:
     assert env.snapshot() is before
 
 
-@pytest.mark.parametrize("seed", [0, True, 2**63, 2**64, 10**300])
+@pytest.mark.parametrize("seed", [0, 2**63, 2**64, 10**300])
 def test_any_other_seed_plays(env: DialogueEnv, seed: int) -> None:
     assert env.reset(seed=seed) == env.reset(seed=seed)
     again = make_env("ToolWOZ-v0", world="builtin")

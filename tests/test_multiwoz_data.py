@@ -23,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+import toolwoz_gym
 from toolwoz_gym import data, make_env
 from toolwoz_gym.__main__ import main
 from toolwoz_gym.data import data_folder, download, git_blob_id, open_archive, replacing
@@ -36,6 +37,7 @@ from toolwoz_gym.toolwoz.multiwoz import (
     prepare_multiwoz,
     read_multiwoz,
 )
+from toolwoz_gym.toolwoz.tables import plain
 from toolwoz_gym.toolwoz.task import TaskFile, ToolWOZTask, task_from_json
 from toolwoz_gym.types import ToolCall, UsageError
 
@@ -343,6 +345,35 @@ def by_id(world: ToolWOZ, split: str, id: str) -> ToolWOZTask | None:
     tasks = world.tasks(split)
     assert isinstance(tasks, TaskFile)
     return tasks.by_id(id)
+
+
+def test_the_instruction_of_v1_has_the_names_of_the_database(
+    files: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The name in an instruction finds what it is about, in v1; v0 keeps what was published."""
+    book = {"time": "19:00", "day": "monday", "people": "2"}
+    goal = {"restaurant": {"info": {"name": "pepper grill"}, "book": book}}
+    state = {"restaurant": {"book": {"booked": [{"name": "pepper grill", "reference": "R"}]}}}
+    named = dialogue(goal, state)
+    named["goal"]["message"] = ["Its name is called <span class='emphasis'>pepper grill</span>"]
+    files["data.json"] = dump({"A.json": named, "B.json": WALK})
+    prepare_multiwoz(tmp_path / "out", write(tmp_path / "woz.zip", zipped(files)))
+    v0, v1 = (read_multiwoz(tmp_path / "out", version).tasks("val") for version in (0, 1))
+    assert v0[0].instruction == "Its name is called pepper grill"
+    assert v1[0].instruction == "Its name is called pepper"
+    assert v1[0].goals[0].arguments["name"] == "pepper"
+    assert v1[1].instruction == v0[1].instruction == "You want thai food\nand a walk"
+
+
+def test_every_name_in_a_real_instruction_is_the_databases(multiwoz_v1: ToolWOZ) -> None:
+    """A customer that goes by its instruction asks for what its goal has."""
+    for task in multiwoz_v1.tasks("val"):
+        said = plain(task.instruction)
+        for wish in task.wishes:
+            name = (wish.search or {}).get("name")
+            if name:
+                assert plain(name) in said, task.id
+                assert multiwoz_v1.tables[wish.domain].plainly("name", name), task.id
 
 
 def test_repairs_are_listed(mended: dict[str, bytes], tmp_path: Path) -> None:
@@ -913,6 +944,63 @@ def test_damaged_data_is_not_played(name: str, files: dict[str, bytes], tmp_path
     (out / name).unlink()
     with pytest.raises(UsageError, match=r"not prepared in .*: run python -m toolwoz_gym data"):
         read_multiwoz(out)
+
+
+def test_data_that_another_version_prepared_is_not_played(
+    files: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "multiwoz"
+    prepare_multiwoz(out, write(tmp_path / "woz.zip", zipped(files)))
+    meta = json.loads((out / "meta.json").read_text())
+    for other in ({**meta, "format": 1}, {k: v for k, v in meta.items() if k != "format"}):
+        (out / "meta.json").write_bytes(dump(other))
+        with pytest.raises(UsageError, match=r"or another version's: run python -m toolwoz_gym"):
+            read_multiwoz(out)
+
+
+def test_a_place_for_data_that_is_no_folder(
+    files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = write(tmp_path / "woz.zip", zipped(files))
+    monkeypatch.setenv("TOOLWOZ_DATA", str(archive))
+    with pytest.raises(UsageError, match=r"TOOLWOZ_DATA names .*woz\.zip, which is no folder"):
+        make_env("ToolWOZ-v0")
+    monkeypatch.setenv("TOOLWOZ_DATA", "~nobody-here/data")
+    with pytest.raises(UsageError, match=r"^name a folder for data in TOOLWOZ_DATA: "):
+        make_env("ToolWOZ-v0")
+
+
+def test_auto_takes_the_world_that_has_the_split(
+    files: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("TOOLWOZ_DATA", str(tmp_path / "data"))
+    out = tmp_path / "data" / "multiwoz"
+    files["data.json"] = dump({"A.json": WALK})
+    prepare_multiwoz(out, write(tmp_path / "woz.zip", zipped(files)))
+    toolwoz_gym._announce.cache_clear()
+    for version in (0, 1):
+        for split, world in (("val", "multiwoz"), ("train", "builtin"), ("test", "builtin")):
+            env = make_env(f"ToolWOZ-v{version}", split=split)
+            assert (env.dialogue.domain.name, env.reset(seed=0)[1]["split"]) == (world, split)
+    lacks = "'builtin' here: MultiWOZ as prepared has no split"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"world='auto' stands for 'multiwoz' here: it is prepared in {out}",
+        f"world='auto' stands for {lacks} 'train', only val",
+        f"world='auto' stands for {lacks} 'test', only val",
+    ]
+    neither = (
+        r"has no split 'test450', only val; the world 'builtin' has no split 'test450', only t"
+    )
+    with pytest.raises(UsageError, match=neither):
+        make_env("ToolWOZ-v0", split="test450")
+    with pytest.raises(UsageError, match="the world 'multiwoz' has no split 'train'; it has val"):
+        make_env("ToolWOZ-v0", world="multiwoz")
+    (out / "meta.json").write_bytes(b"{}")  # what is damaged is no reason to play another world
+    with pytest.raises(UsageError, match="is damaged, or another version's"):
+        make_env("ToolWOZ-v0")
 
 
 def test_where_data_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,10 @@ from benchmarks.controls import ControlOptions, prove
 from toolwoz_gym import Dialogue, UsageError, load_world, make_env
 from toolwoz_gym.actions import parse_action
 from toolwoz_gym.rollout import play
-from toolwoz_gym.toolwoz import ToolWOZ
+from toolwoz_gym.toolwoz import ToolWOZ, goals, v1
 from toolwoz_gym.toolwoz.goals import derive_wishes
-from toolwoz_gym.toolwoz.repair import Repair, repair
-from toolwoz_gym.toolwoz.tables import Tables
+from toolwoz_gym.toolwoz.repair import Repair, repair, retell
+from toolwoz_gym.toolwoz.tables import Tables, numbers
 from toolwoz_gym.toolwoz.task import ToolWOZTask, make_task
 from toolwoz_gym.toolwoz.told import is_known, tells
 from toolwoz_gym.toolwoz.v0 import ToolWOZv0
@@ -47,6 +47,8 @@ TABLES = Tables(
             place("The Café d'Or ", "French", "south", phone="01223 446100"),
         ],
         "train": [
+            train("TR2", "13:00", "14:00", "sunday"),  # numbers are not unique: see TR2 and TR4
+            train("TR4", "15:00", "16:00", "tuesday"),
             train("TR1", "09:00", "10:00"),
             train("TR2", "10:00", "11:00"),
             train("TR3", "11:00", "12:00"),
@@ -163,6 +165,47 @@ def test_what_is_no_time_is_said() -> None:
     task = task_of(train={"info": TRIP})
     (answer,) = answers(task, call("search_train", leaveAt="after nine"))
     assert answer == "Error: leaveAt must be a time as hh:mm"
+
+
+LATE = Tables(
+    {
+        "train": [
+            train("DAY", "09:00", "10:00"),
+            train("EVENING", "22:00", "23:30"),
+            train("LONG", "23:17", "01:07"),
+            train("SHORT", "23:17", "24:08"),
+        ]
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("arrive", "in_time"),
+    [
+        ("08:00", []),
+        ("10:00", ["DAY"]),
+        ("20:00", ["DAY"]),
+        ("23:59", ["DAY", "EVENING"]),
+        ("00:08", ["DAY", "EVENING", "SHORT"]),
+        ("24:08", ["DAY", "EVENING", "SHORT"]),
+        ("00:00", ["DAY", "EVENING"]),
+        ("01:06", ["DAY", "EVENING", "SHORT"]),
+        ("1:07", ["DAY", "EVENING", "LONG", "SHORT"]),
+        ("25:07", ["DAY", "EVENING", "LONG", "SHORT"]),
+    ],
+)
+def test_arrivals_after_midnight_are_late_in_either_spelling(
+    arrive: str, in_time: list[str]
+) -> None:
+    table = LATE["train"]
+    rows = numbers(v1.found(table, v1.given({"arriveBy": arrive})))
+    assert [table.rows[number]["trainID"] for number in rows] == in_time
+
+
+def test_v0_takes_an_arrival_at_one_for_an_early_one() -> None:
+    table = LATE["train"]
+    rows = numbers(goals.found(table, {"arriveBy": "20:00"}))
+    assert [table.rows[number]["trainID"] for number in rows] == ["DAY", "LONG"]
 
 
 # --- what a search shows ----------------------------------------------------------------------
@@ -293,6 +336,26 @@ def test_questions_about_a_booking_are_about_what_is_booked() -> None:
     assert episode_of(task, FIND_THAI, BOOK_SALT).reward == 0.0
 
 
+def test_questions_about_a_train_are_about_the_one_on_the_customers_day() -> None:
+    goal = {"info": TRIP, "book": {"people": "2"}, "reqt": ["arriveBy"]}
+    task = task_of({"train": {"trainID": "TR2", "reference": "R"}}, train=goal)
+    made = [call("search_train", **TRIP), call("book_train", people="2", trainID="TR2")]
+    assert not unmet(episode_of(task, *made, "Booked. It arrives at 11:00."))
+    assert unmet(episode_of(task, *made, "Booked. It arrives at 14:00.")) == [
+        "the customer is told the train's arrival time"
+    ]
+
+
+def test_a_train_without_a_day_is_the_one_that_was_shown() -> None:
+    goal = {"info": {"departure": "ely"}, "book": {"people": "2"}, "reqt": ["arriveBy"]}
+    task = task_of({"train": {"trainID": "TR2", "reference": "R"}}, train=goal)
+    book = call("book_train", people="2", trainID="TR2")
+    for day, time, other in (("monday", "11:00", "14:00"), ("sunday", "14:00", "11:00")):
+        look = call("search_train", departure="ely", day=day)
+        assert not unmet(episode_of(task, look, book, f"Booked. It arrives at {time}."))
+        assert unmet(episode_of(task, look, book, f"Booked. It arrives at {other}."))
+
+
 TELLS = [
     ("It costs 10.10 pounds", "price", "10.10 pounds", True),
     ("It is £10.10 each", "price", "10.10 pounds", True),
@@ -306,6 +369,10 @@ TELLS = [
     ("It leaves at 5:15 pm", "leaveAt", "17:15", True),
     ("It leaves at 5:15", "leaveAt", "17:15", False),
     ("It arrives at 00:04", "arriveBy", "24:04", True),
+    ("It arrives at 24:04", "arriveBy", "24:04", True),
+    ("It arrives at 25:07", "arriveBy", "01:07", True),
+    ("It arrives at 1:07 am", "arriveBy", "01:07", True),
+    ("It arrives at 1:07 pm", "arriveBy", "01:07", False),
     ("It has free wifi and no parking.", "internet", "yes", True),
     ("It has free wifi and no parking.", "parking", "no", True),
     ("It has no parking, but there is wifi.", "parking", "yes", False),
@@ -407,6 +474,14 @@ def test_a_train_that_the_dialogue_names() -> None:
     assert repaired(booked, **goal).reasons == ("train: what was booked does not fit the goal",)
 
 
+def test_a_train_whose_times_the_dialogue_has_as_a_clock_shows_them() -> None:
+    wish = derive_wishes({"train": {"info": TRIP}}, {}, LATE)[0]
+    booked = replace(wish, search={**(wish.search or {}), "leaveAt": "23:00"}, book={"people": "2"})
+    booked = replace(booked, book={"people": "2", "trainID": "DAY"}, booked={"trainID": "DAY"})
+    log = [{"text": "Hello"}, {"text": "It arrives at 00:08."}]
+    assert booked_train(repair((booked,), log, LATE)) == "SHORT"
+
+
 def test_names_that_the_database_has_otherwise() -> None:
     goal = {"restaurant": {"info": {"name": "café d'or"}, "book": TABLE}}
     made = repaired({"restaurant": {"name": "café d'or", "reference": "R"}}, **goal)
@@ -414,6 +489,58 @@ def test_names_that_the_database_has_otherwise() -> None:
     assert made.wishes[0].search is not None and made.wishes[0].book is not None
     assert made.wishes[0].search["name"] == made.wishes[0].book["name"] == "The Café d'Or "
     assert len(made.reasons) == 2
+
+
+CALLED = "Its name is called <span class='emphasis'>{}</span>"
+
+
+@pytest.mark.parametrize(
+    ("message", "retold"),
+    [
+        (CALLED.format("Café d'Or"), CALLED.format("The Café d'Or")),
+        (CALLED.format("café dor"), CALLED.format("The Café d'Or")),
+        ("You ask for café  d’or, and nothing else", "You ask for The Café d'Or, and nothing else"),
+        ("You want Café d'Orsay", "You want Café d'Orsay\nThe restaurant is called The Café d'Or."),
+    ],
+)
+def test_the_instruction_has_the_name_that_the_database_has(message: str, retold: str) -> None:
+    goal = {"restaurant": {"info": {"name": "café d'or"}, "book": TABLE}}
+    before = derive_wishes(goal, {"restaurant": {"name": "café d'or"}}, TABLES)
+    after = repair(before, [], TABLES).wishes
+    assert after is not None and retell(message, before, after, TABLES) == retold
+    assert retell(message, before, before, TABLES) == message
+
+
+def test_a_name_is_replaced_where_it_is_one() -> None:
+    """Between tags, if there are some; the first choice keeps the name that nobody has."""
+    tables = Tables({"restaurant": [place("ask restaurant", "thai", "north")]})
+    goal = {"info": {"name": "ask"}, "fail_info": {"name": "task"}, "book": TABLE}
+    before = derive_wishes({"restaurant": goal}, {"restaurant": {"name": "ask"}}, tables)
+    after = repair(before, [], tables).wishes
+    message = f"You ask. {CALLED}. If there is none, how about {CALLED}?"
+    assert after is not None and after[0].failing_search == before[0].failing_search
+    assert retell(message.format("task", "ask"), before, after, tables) == message.format(
+        "task", "ask restaurant"
+    )
+
+
+def test_a_first_choice_about_the_same_place_has_the_same_name() -> None:
+    goal = {"info": {"name": "café d'or", "area": "south"}, "fail_info": {"area": "north"}}
+    (wish,) = repaired({}, restaurant=goal).wishes or ()
+    assert wish.failing_search is not None
+    assert (wish.failing_search["name"], wish.failing_search["area"]) == ("The Café d'Or ", "north")
+
+
+def test_the_instruction_has_what_fills_a_bookings_gaps() -> None:
+    goal = {"restaurant": {**THAI, "book": {"time": "19:00"}, "fail_book": {"time": "18:00"}}}
+    before = derive_wishes(goal, {"restaurant": SALT}, TABLES)
+    state = {"restaurant": {"book": {"day": "friday", "people": "1", "booked": []}}}
+    after = repair(before, [{"text": "Bye", "metadata": state}], TABLES).wishes
+    assert after is not None and after[0].book is not None and after[0].failing_book is not None
+    assert after[0].failing_book == {**after[0].book, "time": "18:00", "name": ""}
+    assert retell("A table at 19:00", before, after, TABLES) == (
+        "A table at 19:00\nYou want to book the restaurant on friday for 1 person."
+    )
 
 
 def test_a_booking_with_gaps() -> None:
@@ -433,6 +560,14 @@ def test_times_in_words() -> None:
     assert repaired(booked, **goal).reasons == (
         "train: the goal makes no sense: leaveAt must be a time as hh:mm",
     )
+    booked, goal = book_train("TR2", leaveAt="4:30 pm")  # not what it says in the morning
+    assert repaired(booked, **goal).wishes is None
+
+
+def test_times_in_words_of_a_first_choice() -> None:
+    goal = {"info": TRIP, "fail_info": {"leaveAt": "after 21:30"}}
+    (wish,) = repaired({}, train=goal).wishes or ()
+    assert wish.failing_search is not None and wish.failing_search["leaveAt"] == "21:30"
 
 
 def test_first_choices_that_cannot_fail() -> None:

@@ -66,7 +66,7 @@ def make_toolwoz(
     """
     if max_steps < 1:
         raise UsageError(f"max_steps is {max_steps}: it must be at least 1")
-    domain = load_world(world, version) if isinstance(world, str) else world
+    domain = load_world(world, version, split) if isinstance(world, str) else world
     if domain.version != version:
         raise UsageError(f"the world answers as ToolWOZ-v{domain.version}, not as v{version}")
     dialogue = Dialogue(domain, make_user(user), max_steps)
@@ -123,38 +123,51 @@ def make_env(env_id: str, **arguments: Any) -> DialogueEnv:
     return env
 
 
-def load_world(name: str, version: int = 0) -> ToolWOZ:
+def load_world(name: str, version: int = 0, split: str | None = None) -> ToolWOZ:
     """Return a world of ToolWOZ by its name.
 
     Args:
         name: ``"builtin"``, the generated city, with options if wanted
             (``"builtin:domains=1,seed=7"``, see :class:`~toolwoz_gym.toolwoz.builtin.CityOptions`);
-            ``"multiwoz"``, the prepared MultiWOZ data; ``"auto"``, MultiWOZ where it is prepared,
-            else the built-in city.
+            ``"multiwoz"``, the prepared MultiWOZ data; ``"auto"``, MultiWOZ where it is prepared
+            and has the split, else the built-in city.
         version: How it answers and scores: 0 or 1.
+        split: What ``"auto"`` is to have; None: whatever there is.
 
     Raises:
         UsageError: There is no such world, or its data is not prepared.
     """
-    from toolwoz_gym.toolwoz.multiwoz import is_prepared, load_multiwoz
+    from toolwoz_gym.toolwoz.multiwoz import is_prepared, load_multiwoz, multiwoz_folder
 
     if version not in range(len(VERSIONS)):
         raise UsageError(f"ToolWOZ has no version {version}: choose 0 or 1")
     kind, _, options = name.partition(":")
     if kind == "builtin":
         return load_builtin(CityOptions.parse(options), version)
-    if name == "auto":
-        name = "multiwoz" if is_prepared() else "builtin"
-        _announce(name)
-        return load_world(name, version)
     if name == "multiwoz":
         return load_multiwoz(version)
-    raise UsageError(f"no world {name!r}: choose auto, builtin, builtin:<options> or multiwoz")
+    if name != "auto":
+        raise UsageError(f"no world {name!r}: choose auto, builtin, builtin:<options> or multiwoz")
+    if is_prepared():
+        multiwoz = load_multiwoz(version)
+        if split is None or split in multiwoz.splits:
+            _announce(multiwoz.name, f"it is prepared in {multiwoz_folder()}")
+            return multiwoz
+        why = f"MultiWOZ as prepared has no split {split!r:.60}, only {', '.join(multiwoz.splits)}"
+    else:
+        why = f"MultiWOZ is not prepared in {multiwoz_folder()}"
+    city = load_builtin(CityOptions(), version)
+    if split is not None and split not in city.splits:
+        raise UsageError(
+            f"{why}; the world 'builtin' has no split {split!r:.60}, only {', '.join(city.splits)}"
+        )
+    _announce(city.name, why)
+    return city
 
 
 @cache  # once is enough
-def _announce(name: str) -> None:
-    logging.getLogger(__name__).warning("world='auto' stands for %r here", name)
+def _announce(name: str, why: str) -> None:
+    logging.getLogger(__name__).warning("world='auto' stands for %r here: %s", name, why)
 
 
 _ENTRY_POINTS = ("toolwoz_gym:make_toolwoz", "toolwoz_gym:make_tau_bench")

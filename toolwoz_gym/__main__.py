@@ -125,7 +125,7 @@ def _add_play(parser: argparse.ArgumentParser) -> None:
     add(
         "--world",
         default="auto",
-        help="builtin, builtin:<options>, multiwoz, or auto: multiwoz where it is prepared",
+        help="builtin, builtin:<options>, multiwoz, or auto: multiwoz where it has the split",
     )
     add("--split", default="val", help="split of the world's tasks (default: val)")
     add("--task", metavar="ID", help="the task's id, or its number in the split; default: any")

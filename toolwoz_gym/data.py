@@ -50,11 +50,21 @@ _DAMAGE = (
 
 
 def data_folder() -> Path:
-    """Return the folder of prepared data: what ``TOOLWOZ_DATA`` names, else in the user's cache."""
+    """Return the folder of prepared data: what ``TOOLWOZ_DATA`` names, else in the user's cache.
+
+    Raises:
+        UsageError: There is a file of that name, or nobody knows where home is.
+    """
     named = os.environ.get("TOOLWOZ_DATA")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "toolwoz_gym"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        folder = Path(named or Path(cache, "toolwoz_gym")).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"name a folder for data in TOOLWOZ_DATA: {_reason(error)}") from None
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        what = "the environment variable TOOLWOZ_DATA names" if named else "there is"
+        raise UsageError(f"{what} {folder}, which is no folder: name one in TOOLWOZ_DATA")
+    return folder
 
 
 def git_blob_id(data: bytes | bytearray) -> str:
@@ -123,6 +133,7 @@ def open_source(path: Path) -> Source:
     """
     try:
         if path.is_dir():
+            os.listdir(path)  # rglob passes over what may not be read
             files = {f.relative_to(path).as_posix(): f for f in path.rglob("*") if f.is_file()}
             return Source(str(path), {name: partial(_read_file, f) for name, f in files.items()})
         data = _read_file(path, MAX_ARCHIVE)

@@ -37,7 +37,8 @@ class Dialogue:
 
     def start(self, task: Task, *, seed: int) -> Episode:
         """Begin a dialogue: the customer speaks first."""
-        episode = Episode(task, seed, messages=(), world=self.domain.start(task))
+        world, fingerprint = self.domain.start(task), self.domain.fingerprint
+        episode = Episode(task, seed, messages=(), world=world, fingerprint=fingerprint)
         return self.listen(episode)
 
     def act(self, episode: Episode, message: Message) -> Episode:

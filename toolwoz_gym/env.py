@@ -10,7 +10,7 @@ from typing import Any, Self, SupportsFloat
 import gymnasium as gym
 import numpy as np
 
-from toolwoz_gym.actions import MAX_CHARS, format_action, parse_action
+from toolwoz_gym.actions import CALL_FORM, MAX_CHARS, format_action, parse_action
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.spaces import UnicodeText
@@ -110,23 +110,24 @@ class DialogueEnv(gym.Env[str, str]):
 
         Raises:
             UsageError: The split has no such task, or there is no such option.
+            gymnasium.error.Error: The seed is no whole number from 0 on.
         """
         if options is not None and not (
             isinstance(options, dict) and options.keys() <= {"task_id"}
         ):
             raise UsageError("reset has the one option task_id: options={'task_id': ...}")
+        if isinstance(seed, bool):  # which Gymnasium takes for a number
+            raise gym.error.Error(f"the seed is {seed}: it must be a whole number from 0 on")
         if isinstance(seed, int) and seed.bit_length() > MAX_SEED_BITS:
             raise UsageError(f"the seed has more than {MAX_SEED_BITS} bits")
+        task_id = (options or {}).get("task_id")
+        chosen = None if task_id is None else find_task(self.tasks, task_id)
         super().reset(seed=seed)
         if seed is None and self._episode is not None:
             seed = derive(self._episode.seed, "next")
         elif seed is None:
             seed = int(self.np_random.integers(1 << 62))
-        task_id = (options or {}).get("task_id")
-        if task_id is None:
-            task = self.tasks[derive(seed, "task") % len(self.tasks)]
-        else:
-            task = find_task(self.tasks, task_id)
+        task = chosen or self.tasks[derive(seed, "task") % len(self.tasks)]
         self._episode = self.dialogue.start(task, seed=seed)
         self._show(0)
         return self._episode.messages[-1].content, self._info(self._episode)
@@ -139,11 +140,15 @@ class DialogueEnv(gym.Env[str, str]):
 
         Raises:
             gymnasium.error.ResetNeeded: The episode has ended, or none has begun.
+            TypeError: The action is no text.
         """
+        if not isinstance(action, str):
+            kind = type(action).__name__
+            raise TypeError(f"an action is a text, and no {kind}: a tool call is {CALL_FORM!r}")
         before = self.snapshot()
         if before.outcome is not None:
             raise gym.error.ResetNeeded("the episode has ended: call reset() or restore()")
-        episode = self.dialogue.act(before, parse_action(action))
+        episode = self.dialogue.act(before, parse_action(str.__str__(action)))
         if episode.awaits_user:
             episode = self.dialogue.listen(episode)
         self._episode = episode
@@ -164,7 +169,23 @@ class DialogueEnv(gym.Env[str, str]):
         return self._episode
 
     def restore(self, episode: Episode) -> None:
-        """Go on from a snapshot, of this environment or of any other of the same domain."""
+        """Go on from a snapshot, of this environment or of any other of the same world and version.
+
+        Customer and step limit are this environment's from here on.
+
+        Raises:
+            TypeError: It is no snapshot.
+            UsageError: It is of another world, domain or version. The episode here stays as it was.
+        """
+        if not isinstance(episode, Episode):
+            kind = type(episode).__name__
+            raise TypeError(f"restore takes what snapshot() returns, and no {kind}")
+        # One that an older version of the class has pickled lacks the field.
+        if getattr(episode, "fingerprint", "") != self.dialogue.domain.fingerprint:
+            raise UsageError(
+                "the snapshot is of another world, of other data or of another version than this "
+                f"environment's {self.dialogue.domain.name!r}: restore it in one like its own"
+            )
         self._episode = episode
 
     def fork(self) -> Self:
@@ -208,7 +229,7 @@ def find_task(tasks: Sequence[Task], task_id: str | int) -> Task:
     Raises:
         UsageError: There is none.
     """
-    if isinstance(task_id, (int, np.integer)):
+    if isinstance(task_id, (int, np.integer)) and not isinstance(task_id, bool):
         if 0 <= task_id < len(tasks):
             return tasks[int(task_id)]
         raise UsageError(f"no task has that number: the split has {len(tasks)}, from 0 on")

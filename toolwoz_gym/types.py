@@ -206,6 +206,8 @@ class Episode:
     """0.0 while the dialogue runs, then 0.0 or 1.0."""
     truncated: bool = False
     """Whether the step limit ended the dialogue, and not the customer."""
+    fingerprint: str = ""
+    """The :class:`Domain`'s in which it was begun: what ``world`` means is that domain's to say."""
 
     @property
     def awaits_user(self) -> bool:

@@ -32,7 +32,7 @@ from toolwoz_gym.data import (
 )
 from toolwoz_gym.toolwoz import VERSIONS, ToolWOZ
 from toolwoz_gym.toolwoz.goals import EMPTY, derive_wishes
-from toolwoz_gym.toolwoz.repair import Repair, repair
+from toolwoz_gym.toolwoz.repair import Repair, repair, retell
 from toolwoz_gym.toolwoz.tables import Tables
 from toolwoz_gym.toolwoz.task import ToolWOZTask, Wish, make_task, open_tasks, task_to_line
 from toolwoz_gym.toolwoz.tools import DOMAINS, KEYS, PARAMETERS
@@ -55,6 +55,9 @@ BLOBS = {
 """Git blob ids of the files that are used. (The databases of other domains are not.)"""
 
 SPLITS = ("train", "val", "test", "test450")
+
+FORMAT = 2
+"""Of prepared data: grows when the same source is prepared otherwise."""
 
 PREPARE = "python -m toolwoz_gym data prepare multiwoz"
 
@@ -82,8 +85,8 @@ Eric et al. (2019), under the MIT licence: github.com/budzianowski/multiwoz.
 
 A line is a task: the customer's `instruction` in English, the `turns` that a person said as this
 customer, and the `wishes` behind them as ToolWOZ-v0 plays them. `repaired` has the wishes that
-ToolWOZ-v1 plays instead: null where they are the same, empty where it drops the task. `reasons`
-says why.
+ToolWOZ-v1 plays instead: null where they are the same, empty where it drops the task.
+`repaired_instruction` is the instruction then, null where it is the same. `reasons` says why.
 """
 
 
@@ -141,6 +144,7 @@ def prepare_multiwoz(folder: Path, source: Path | None = None) -> Prepared:
     )
     blobs = {f"{domain}_db.json": git_blob_id(data) for domain, data in databases.items()}
     meta = {
+        "format": FORMAT,
         "source": {"commit": COMMIT, "blobs": {"data.json": git_blob_id(dialogues), **blobs}},
         **{field.name: getattr(prepared, field.name) for field in fields(prepared)},
         "files": {name: sha256(data).hexdigest() for name, data in contents.items()},
@@ -155,8 +159,16 @@ def prepare_multiwoz(folder: Path, source: Path | None = None) -> Prepared:
 
 
 def is_prepared() -> bool:
-    """Return whether there is prepared MultiWOZ data for :func:`load_multiwoz`."""
-    return (multiwoz_folder() / "meta.json").is_file()
+    """Return whether there is prepared MultiWOZ data for :func:`load_multiwoz`.
+
+    Raises:
+        UsageError: Nobody can tell: the folder may not be read.
+    """
+    folder = multiwoz_folder()
+    try:
+        return (folder / "meta.json").is_file()
+    except OSError as error:
+        raise UsageError(f"cannot read {folder}: {error.strerror}") from None
 
 
 def load_multiwoz(version: int = 0) -> ToolWOZ:
@@ -179,6 +191,8 @@ def read_multiwoz(folder: Path, version: int = 0) -> ToolWOZ:
     """
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
+        if meta["format"] != FORMAT:
+            raise ValueError("another version has prepared it")
         return _read(folder.absolute(), tuple(meta["files"].items()), version)
     except FileNotFoundError:
         raise UsageError(f"MultiWOZ is not prepared in {folder}: run {PREPARE}") from None
@@ -307,6 +321,8 @@ class _Entry:
 
     task: ToolWOZTask
     repair: Repair
+    instruction: str
+    """The instruction that v1 plays."""
 
     @property
     def action(self) -> str | None:
@@ -322,7 +338,7 @@ class _Entry:
 
     def line(self) -> bytes:
         """Return what the file of tasks says of the task."""
-        return task_to_line(self.task, self.repaired, self.repair.reasons)
+        return task_to_line(self.task, self.repaired, self.instruction, self.repair.reasons)
 
     def record(self) -> dict[str, Any]:
         """Return what the list of repairs says of the task."""
@@ -374,8 +390,13 @@ def _entry(id: str, split: str, dialogue: Mapping[str, Any], tables: Tables) -> 
     if not all(isinstance(name, str) for wish in wishes for name in wish.requests):
         raise TypeError("what the customer is to find out must be text")
     turns = tuple(turn["text"].strip() for turn in log[::2])  # the customer has the first word
-    task = make_task(id, split, _instruction(goal["message"]), wishes, turns)
-    return _Entry(task, repair(wishes, log, tables)) if task.goals else "has no goal call"
+    message = goal["message"] if isinstance(goal["message"], str) else "\n".join(goal["message"])
+    task = make_task(id, split, _instruction(message), wishes, turns)
+    if not task.goals:
+        return "has no goal call"
+    mended = repair(wishes, log, tables)
+    retold = retell(message, wishes, mended.wishes or (), tables)
+    return _Entry(task, mended, _instruction(retold))
 
 
 def _members(data: bytes) -> Iterator[tuple[str, Any]]:
@@ -423,9 +444,8 @@ def _not_json(position: int, why: str) -> UsageError:
     return UsageError(f"data.json is not JSON at byte {position:,}: {why}")
 
 
-def _instruction(message: str | Sequence[str]) -> str:
-    lines = [message] if isinstance(message, str) else message
-    return "\n".join(re.sub(r"</?span[^>]*>", "", line).strip() for line in lines)
+def _instruction(message: str) -> str:
+    return "\n".join(re.sub(r"</?span[^>]*>", "", line).strip() for line in message.split("\n"))
 
 
 def _by_split(found: Iterable[_Entry]) -> dict[str, list[_Entry]]:
@@ -460,7 +480,7 @@ def _card(splits: Mapping[str, Sequence[_Entry]]) -> bytes:
         {"name": "requests", "list": "string"},
     ]
     features = [
-        *map(_text, ("id", "split", "instruction")),
+        *map(_text, ("id", "split", "instruction", "repaired_instruction")),
         {"name": "turns", "list": "string"},
         {"name": "wishes", "list": wish},
         {"name": "reasons", "list": "string"},

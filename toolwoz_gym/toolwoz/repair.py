@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from toolwoz_gym.toolwoz.lexicon import phrase_variants
 from toolwoz_gym.toolwoz.tables import (
     TIMES,
     Row,
     RowSet,
     Table,
     Tables,
-    first,
     minute_of,
     numbers,
     plain,
@@ -67,6 +67,56 @@ def repair(wishes: tuple[Wish, ...], log: Log, tables: Tables) -> Repair:
     return Repair(tuple(kept) or None, tuple(reasons))
 
 
+def retell(message: str, before: Sequence[Wish], after: Sequence[Wish], tables: Tables) -> str:
+    """Return a customer's instruction as its repaired wishes have it.
+
+    Args:
+        message: The instruction, in which MultiWOZ puts what matters between tags.
+        before: The wishes that it tells.
+        after: What :func:`repair` made of them.
+        tables: The world.
+    """
+    told = {wish.domain: wish for wish in before}
+    for wish in after:
+        old, table = told[wish.domain], tables[wish.domain]
+        # Who searches for a place by its name books that one.
+        had, has = (old.search, wish.search) if _name(old.search, table) else (old.book, wish.book)
+        name, new = _name(had, table), _name(has, table)
+        if name != new and not table.plainly(table.key, name):
+            message, is_there = _renamed(message, name, new)
+            if has is wish.search and not is_there:
+                message += f"\nThe {wish.domain} is called {new}."
+        filled = [
+            phrase_variants(slot, value)[0]
+            for slot, value in (wish.book or {}).items()
+            if slot != table.key and old.book and value != old.book[slot]
+        ]
+        if filled:
+            message += f"\nYou want to book the {wish.domain} {' '.join(filled)}."
+    return message
+
+
+def _name(values: Mapping[str, str] | None, table: Table) -> str:
+    return (values or {}).get(table.key, "").strip()
+
+
+def _renamed(message: str, name: str, new: str) -> tuple[str, bool]:
+    """Return a message with a name replaced, and whether it was there.
+
+    Between tags, if it is: a restaurant is called "ask", and the word has other uses.
+    """
+    words = (
+        "".join(f"{re.escape(c)}['\N{RIGHT SINGLE QUOTATION MARK}]?" for c in word)
+        for word in plain(name).split()
+    )
+    spelt = r"\s+".join(words)
+    for pattern in (rf"(?<=>)\s*{spelt}\s*(?=<)", rf"(?<!\w){spelt}(?!\w)"):
+        message, number = re.subn(pattern, lambda _: new, message, flags=re.IGNORECASE)
+        if number:
+            return message, True
+    return message, False
+
+
 def _mend(wish: Wish, log: Log, table: Table) -> tuple[Wish, list[str]]:
     """Return a wish as it was meant, and what was changed."""
     reasons = []
@@ -100,25 +150,35 @@ _Mended: TypeAlias = tuple[Wish, str] | None
 
 
 def _mend_times(wish: Wish, log: Log, table: Table) -> _Mended:
-    """Read a time such as "after 16:30" as the time that it names."""
-    search = dict(wish.search or {})
+    """Read a time such as "after 16:30" as the time that it names; not one such as "4:30 pm"."""
+    mended = replace(
+        wish, search=_with_times(wish.search), failing_search=_with_times(wish.failing_search)
+    )
+    return None if mended == wish else (mended, "a time of the goal is read out of its words")
+
+
+def _with_times(search: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    times = {}
     for name in TIMES:
-        told = re.findall(r"\d{1,2}:\d\d", search.get(name, ""))
-        if len(told) == 1 and minute_of(search[name]) is None:
-            search[name] = told[0]
-    if search == (wish.search or {}):
-        return None
-    return replace(wish, search=search), "a time of the goal is read out of its words"
+        words = (search or {}).get(name, "")
+        told = re.findall(r"\d{1,2}:\d\d(?!\s?p\.?m)", words)
+        if len(told) == 1 and minute_of(words) is None:
+            times[name] = told[0]
+    return search and {**search, **times}
 
 
 def _mend_search_name(wish: Wish, log: Log, table: Table) -> _Mended:
     """Give the place that is searched for the name that the database has."""
-    name = (wish.search or {}).get(table.key, "")
+    search, failing = wish.search or {}, wish.failing_search
+    name = search.get(table.key, "")
     row = _known_as(name, table, table.all)
     if row is None:
         return None
-    search = {**(wish.search or {}), table.key: row[table.key]}
-    return replace(wish, search=search), "the goal's place is in the database under a longer name"
+    key = {table.key: row[table.key]}
+    if failing and failing[table.key] == name:  # what fails is something else about the place
+        failing = {**failing, **key}
+    wish = replace(wish, search={**search, **key}, failing_search=failing)
+    return wish, "the goal's place is in the database under a longer name"
 
 
 def _mend_booked_name(wish: Wish, log: Log, table: Table) -> _Mended:
@@ -139,8 +199,12 @@ def _mend_details(wish: Wish, log: Log, table: Table) -> _Mended:
     gaps = [n for n, v in wish.book.items() if not v and isinstance(settled.get(n), str)]
     if not gaps:
         return None
-    book = {**wish.book, **{name: settled[name] for name in gaps}}
-    return replace(wish, book=book), "the booking's gaps are filled with what was said"
+    said = {name: settled[name] for name in gaps}
+    failing = wish.failing_book
+    if failing:  # what fails is something else about the booking, and for every place
+        failing = {n: v or said.get(n, "") for n, v in failing.items()} | {table.key: ""}
+    wish = replace(wish, book={**wish.book, **said}, failing_book=failing)
+    return wish, "the booking's gaps are filled with what was said"
 
 
 def _mend_entity(wish: Wish, log: Log, table: Table) -> _Mended:
@@ -169,16 +233,24 @@ def _is_named(row: Row, wish: Wish, said: str, table: Table) -> bool:
 
 def _is_same_train(row: Row, wish: Wish, said: str, table: Table) -> bool:
     """Whether it is what was booked, but on the day that the goal has."""
-    number = first(_booked(wish, table))
-    assert number is not None
     columns = ("departure", "destination", "leaveAt", "arriveBy")
-    same = [row.get(c) == table.rows[number].get(c) for c in columns]
-    return wish.domain == "train" and all(same)
+    return wish.domain == "train" and any(  # trains share numbers
+        all(row.get(c) == table.rows[number].get(c) for c in columns)
+        for number in numbers(_booked(wish, table))
+    )
 
 
 def _has_said_times(row: Row, wish: Wish, said: str, table: Table) -> bool:
     """Whether the agent spoke of a train at these times."""
-    return wish.domain == "train" and any(_contains(said, row[column]) for column in TIMES)
+    return wish.domain == "train" and any(
+        _contains(said, time) for column in TIMES for time in _spellings(str(row.get(column)))
+    )
+
+
+def _spellings(time: str) -> set[str]:
+    """Return a time as it is written, and as a clock shows it: 24:54 is 00:54."""
+    minute = minute_of(time)
+    return {time} if minute is None else {time, f"{minute // 60 % 24:02d}:{minute % 60:02d}"}
 
 
 _SIGNS: tuple[tuple[Callable[[Row, Wish, str, Table], bool], str], ...] = (

@@ -23,6 +23,13 @@ RowSet: TypeAlias = int
 TIMES = ("leaveAt", "arriveBy")
 """The columns that are compared, and not looked up."""
 
+DAY = 24 * 60
+"""Minutes of a day."""
+
+_NIGHT = 4 * 60
+"""Who wants to arrive by an earlier minute of the day means the night after it: no train arrives in
+the night before."""
+
 T = TypeVar("T", str, int)
 
 
@@ -41,7 +48,7 @@ def plain(value: Any) -> str:
 def minute_of(time: str) -> int | None:
     """Return the minute of the day that ``hh:mm`` names; None when it is no time.
 
-    Trains arrive after midnight at 24:00 and later.
+    An hour from 24 on is one of the night after the day.
     """
     match = re.fullmatch(r"\s*(\d{1,2}):([0-5]\d)\s*", time, re.ASCII)
     return int(match[1]) * 60 + int(match[2]) if match else None
@@ -147,8 +154,12 @@ class Table:
         return self._minutes[column].since(minute)
 
     def until(self, column: str, minute: int) -> RowSet:
-        """Return the rows whose time is not after a minute of the day."""
-        return self._minutes[column].until(minute)
+        """Return the rows whose time is not after a minute of the day.
+
+        Arrivals after midnight are late, whether they are written 24:54 or 00:54.
+        """
+        late = column == "arriveBy" and minute < _NIGHT
+        return self._minutes[column].until(minute + DAY if late else minute)
 
     @cached_property
     def _plainly(self) -> dict[str, _Values[str]]:
@@ -160,7 +171,8 @@ class Table:
     @cached_property
     def _minutes(self) -> dict[str, _Times[int]]:
         return {
-            c: _Times(_Values(minute_of(str(row.get(c))) for row in self.rows)) for c in self._times
+            column: _Times(_Values(_minute(row, column) for row in self.rows))
+            for column in self._times
         }
 
     def after(self, column: str, time: str) -> RowSet:
@@ -185,6 +197,15 @@ class Tables:
 
     def __getitem__(self, domain: str) -> Table:
         return self._tables[domain]
+
+
+def _minute(row: Row, column: str) -> int | None:
+    """Return the minute of a row's time, counted from the midnight before the train leaves."""
+    minute = minute_of(str(row.get(column)))
+    if column == "leaveAt" or minute is None:
+        return minute
+    leaves = minute_of(str(row.get("leaveAt")))
+    return minute + DAY if leaves is not None and minute < leaves else minute
 
 
 def _text(value: Any) -> str | None:

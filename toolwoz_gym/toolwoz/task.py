@@ -1,7 +1,7 @@
 """What a ToolWOZ customer wants: one :class:`Wish` per domain, and the goal calls they make.
 
 Tasks are kept in files of one JSON object a line, sorted by id: the task as ToolWOZ-v0 plays it,
-and the ``repaired`` wishes where ToolWOZ-v1 has others.
+and the ``repaired`` wishes and their instruction where ToolWOZ-v1 has others.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def task_to_json(task: ToolWOZTask) -> dict[str, Any]:
 
 
 def task_to_line(
-    task: ToolWOZTask, repaired: Sequence[Wish] | None, reasons: Sequence[str]
+    task: ToolWOZTask, repaired: Sequence[Wish] | None, instruction: str, reasons: Sequence[str]
 ) -> bytes:
     """Return a task's line in a file of tasks.
 
@@ -93,11 +93,16 @@ def task_to_line(
         task: As ToolWOZ-v0 plays it.
         repaired: The wishes that v1 plays: None where they are the task's own, empty where v1 drops
             the task.
+        instruction: The instruction that v1 plays.
         reasons: Why v1 repairs or drops it.
     """
     mended = None if repaired is None else _wishes_to_json(repaired)
-    # What was repaired comes last: a line's end says whether v1 has the task.
-    record = {**task_to_json(task), "reasons": list(reasons), "repaired": mended}
+    record = {
+        **task_to_json(task),
+        "reasons": list(reasons),
+        "repaired_instruction": None if instruction == task.instruction else instruction,
+        "repaired": mended,  # comes last: a line's end says whether v1 has the task
+    }
     return (json.dumps(record, separators=(",", ":")) + "\n").encode("ascii")
 
 
@@ -114,9 +119,10 @@ def task_from_json(data: Mapping[str, Any], version: int = 0) -> ToolWOZTask:
         version: 0 takes the ``wishes``, 1 takes what is ``repaired``, if anything is.
     """
     repaired = data.get("repaired") if version > 0 else None
+    retold = data.get("repaired_instruction") if version > 0 else None
     wishes = tuple(_wish(w) for w in (data["wishes"] if repaired is None else repaired))
     turns = tuple(data.get("turns") or ())
-    return make_task(data["id"], data["split"], data["instruction"], wishes, turns)
+    return make_task(data["id"], data["split"], retold or data["instruction"], wishes, turns)
 
 
 def _wish(data: Mapping[str, Any]) -> Wish:

@@ -115,8 +115,9 @@ class ToolWOZv1(ToolWOZ):
     def _entity(self, wish: Wish, desk: Desk, account: Account) -> int | None:
         """Return the row that the customer's questions are about: what is booked, or offered."""
         if wish.book is not None:
-            table = self.tables[wish.domain]
-            return first(table.plainly(table.key, wish.book[table.key]))
+            shown = sum(1 << number for domain, number in desk.shown if domain == wish.domain)
+            booked = chosen(self.tables[wish.domain], wish)
+            return first(booked & shown or booked)
         offered = account.offered.get(wish.domain)
         return offered if (wish.domain, offered) in desk.shown else None
 
@@ -176,6 +177,15 @@ def found(table: Table, asked: Mapping[str, str]) -> RowSet:
 def fitting(table: Table, wish: Wish) -> RowSet:
     """Return the rows that satisfy a wish's search."""
     return found(table, given(wish.search or {}))
+
+
+def chosen(table: Table, wish: Wish) -> RowSet:
+    """Return what a wish books: the rows of its key that fit.
+
+    Trains share numbers, and a booking names no more: the customer's train is the one that fits.
+    """
+    assert wish.book is not None
+    return table.plainly(table.key, wish.book[table.key]) & fitting(table, wish)
 
 
 def booking(domain: str, asked: Mapping[str, str]) -> _Booking:
