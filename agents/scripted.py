@@ -55,7 +55,7 @@ class ExpertAgent:
             return _offer(wish.domain, desk.row)
         asked = asked_attributes(wish.requests, mended(last.content))
         if asked and desk.row is not None:
-            return _answer(asked, desk.row)
+            return answer(asked, desk.row)
         if (search := _next_search(wish, desk, words)) is not None:
             return search
         if not wants_booking:
@@ -173,7 +173,8 @@ def _tell_booking(answer: Mapping[str, Any]) -> Message:
     return _say("I am sorry, the booking failed. What else would you like?")
 
 
-def _answer(attributes: Sequence[str], row: Mapping[str, Any]) -> Message:
+def answer(attributes: Sequence[str], row: Mapping[str, Any]) -> Message:
+    """Return a message that tells attributes of a row."""
     facts = [f"the {attribute_name(a)} is {said(row.get(a, 'unknown'))}" for a in attributes]
     return _say(", ".join(facts).capitalize() + ".")
 
@@ -227,7 +228,7 @@ class KeywordAgent:
         if search != notes.last_search:
             return _call(f"search_{domain}", search)
         if notes.row and (asked := asked_attributes(notes.row, last.content)):
-            return _answer(asked, notes.row)
+            return answer(asked, notes.row)
         if notes.asked_to_book and notes.row:
             return _book_noted(notes, notes.row)
         return _offer(domain, notes.row)

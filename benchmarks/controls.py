@@ -9,11 +9,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
-from agents.controls import CONTROLS
+from agents.controls import CONTROLS, WITHHOLDING, liars
 from agents.scripted import ExpertAgent
 from toolwoz_gym import load_world, make_env
 from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.rollout import play
+from toolwoz_gym.toolwoz import ToolWOZ
+from toolwoz_gym.toolwoz.task import ToolWOZTask
 from toolwoz_gym.types import UsageError
 
 EXPERT = "expert"
@@ -44,6 +46,9 @@ class Result:
 
     split: str
     tasks: int
+    played: Counter[str]
+    """Tasks that were played, by control. Those that lie have no part in tasks without questions,
+    nor in those where the customer is told everything before they ask."""
     rewarded: Counter[str]
     """Tasks that were rewarded, by control."""
     exceptions: tuple[tuple[str, str], ...]
@@ -75,22 +80,20 @@ def run(options: ControlOptions) -> None:
         UsageError: The options make no sense, or the proof fails.
     """
     results = prove(options)
-    names = (EXPERT, *CONTROLS)
-    widths = [max(len(name), 6) for name in names]
-    head = "  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True))
-    print(f"{options.env}, world {options.world}: tasks that each control was rewarded for")
-    print(f"{'split':8}  {'tasks':>6}  {head}")
-    for result in results:
-        counts = (str(result.rewarded[n]).rjust(w) for n, w in zip(names, widths, strict=True))
-        print(f"{result.split:8}  {result.tasks:6}  {'  '.join(counts)}")
+    print(f"{options.env}, world {options.world}: tasks rewarded, of those that a control played")
+    print(f"{'control':16}{''.join(f'{result.split:>15}' for result in results)}")
+    for name in results[0].played if results else ():
+        counts = (f"{r.rewarded[name]} of {r.played[name]}" for r in results)
+        print(f"{name:16}{''.join(f'{count:>15}' for count in counts)}")
     exceptions = [exception for result in results for exception in result.exceptions]
     for task_id, name in exceptions[:20]:
         print(f"  {task_id}: {name}")
     if exceptions:
         raise UsageError(
-            f"the proof fails for {len(exceptions)} plays of {sum(r.tasks for r in results)} tasks"
+            f"the proof fails in {len(exceptions)} plays "
+            f"of {sum(result.played.total() for result in results)}"
         )
-    print("every task is solved by the expert, and by no other control")
+    print("the expert is rewarded for every task, and no other control for one that it spoils")
 
 
 def _gather(split: str, tasks: int, parts: Iterable[list[tuple[str, str, float]]]) -> Result:
@@ -98,8 +101,13 @@ def _gather(split: str, tasks: int, parts: Iterable[list[tuple[str, str, float]]
     return Result(
         split,
         tasks,
+        Counter(name for _, name, _ in plays),
         Counter(name for _, name, reward in plays if reward == 1.0),
-        tuple((id, name) for id, name, reward in plays if (reward == 1.0) != (name == EXPERT)),
+        tuple(
+            (id, name)
+            for id, name, reward in plays
+            if name != WITHHOLDING and (reward == 1.0) != (name == EXPERT)
+        ),
     )
 
 
@@ -111,9 +119,16 @@ def _play(
     plays = []
     for number in numbers:
         task = env.tasks[number]
-        for name, agent in {EXPERT: ExpertAgent(task), **CONTROLS}.items():
+        domain = env.dialogue.domain
+        assert isinstance(domain, ToolWOZ) and isinstance(task, ToolWOZTask)
+        agents = {EXPERT: ExpertAgent(task), **CONTROLS, **liars(task, domain.tables)}
+        while agents:
+            name, agent = next(iter(agents.items()))
+            del agents[name]
             episode = play(env.dialogue, agent, task, seed=options.seed)
             plays.append((task.id, name, episode.reward))
+            if name == WITHHOLDING and episode.reward == 1.0:  # nothing was left to lie about
+                agents = {n: a for n, a in agents.items() if n == "overbooks"}
     return plays
 
 

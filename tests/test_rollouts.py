@@ -147,7 +147,7 @@ def test_a_booking_that_nobody_wants_spoils_v1() -> None:
         if len(made) < 4:
             return in_order(view, count)
         (hotel,) = json.loads(view[2].content)
-        return f"Its price is {hotel['pricerange']}, and the address {hotel['address']}."
+        return f"The hotel's price is {hotel['pricerange']}, and the address {hotel['address']}."
 
     dialogue = Dialogue(world, Customer(), max_steps=45)
     task = next(t for t in world.tasks("train") if t.id == TASK.id)

@@ -11,13 +11,14 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from typing import TypeAlias
 
 from toolwoz_gym.toolwoz.lexicon import asked_attributes, attribute_name, domains_named
 from toolwoz_gym.toolwoz.speech import OTHER, Sentence, Speech, heard
 from toolwoz_gym.toolwoz.tables import Row, RowSet, Table, Tables, first, numbers
 from toolwoz_gym.toolwoz.task import ToolWOZTask
-from toolwoz_gym.toolwoz.told import is_known, tells
+from toolwoz_gym.toolwoz.told import COMMON, is_known, tells
 from toolwoz_gym.toolwoz.tools import DOMAINS, KEYS
 from toolwoz_gym.types import Message
 
@@ -182,47 +183,52 @@ class _Part:
     masked: str
     """What is stated without the names of rows."""
     denied: str
-    is_sure: bool
-    """Whether it is clear that it is about this domain."""
-    is_named: bool
+    is_likely: bool = True
+    """Whether it may well be about this domain."""
+    is_sure: bool = True
+    """Whether it can be about no other."""
+    is_named: bool = False
     """Whether it names the row."""
 
 
 def _parts(tables: Tables, account: Account, desk: _Desk, speech: Speech) -> list[_Part]:
-    topic = set(domains_named(desk.asked)) | ({desk.about} if desk.about else set())
-    topic = topic or set(DOMAINS)
+    """Sort what a message says by the rows that it is about.
+
+    A sentence that names nothing is about what the one before it is about; the first ones are about
+    what was asked for or looked up last, or else about anything that was offered.
+    """
+    likely = set(domains_named(desk.asked)) | ({desk.about} if desk.about else set())
+    topic = set(DOMAINS)
     subject: dict[str, int | None] = dict(account.offered)
     parts = []
     for sentence in speech.sentences:
         marks = _marks(tables, sentence.stated)
         if marks:
-            topic = {mark.domain for mark in marks}
-        else:
-            topic = set(_subjects(sentence)) or topic
-            if OTHER.search(sentence.stated) and not topic & desk.fresh.keys():
-                subject |= dict.fromkeys(topic)  # of another one, which is not named
+            topic = likely = {mark.domain for mark in marks}
+        elif subjects := set(_subjects(sentence)):
+            topic = likely = subjects
+        if not marks and OTHER.search(sentence.stated) and not likely & desk.fresh.keys():
+            subject |= dict.fromkeys(topic)  # it is about another one, which it does not name
         masked = sentence.stated
         for mark in marks:
             masked = f"{masked[: mark.start]}{' ' * (mark.end - mark.start)}{masked[mark.end :]}"
-        ends = [*(mark.start for mark in marks[1:]), len(masked)]
-        start = 0
-        for mark, end in zip(marks, ends, strict=False):
+        starts = [0, *(mark.start for mark in marks[1:]), len(masked)]
+        for mark, (start, end) in zip(marks, pairwise(starts), strict=False):
             row = subject[mark.domain] = _pick(desk, mark.domain, mark.rows)
             if row is not None:
                 stated, hidden = sentence.stated[start:end], masked[start:end]
-                denied = sentence.denied if end == ends[-1] else ""
-                parts.append(_Part(mark.domain, row, stated, hidden, denied, True, True))
-            start = end
-        if not marks:
-            for domain in topic:
-                row = subject.get(domain)
-                if row is not None:
-                    stated, denied, is_sure = sentence.stated, sentence.denied, len(topic) == 1
-                    parts.append(_Part(domain, row, stated, masked, denied, is_sure, False))
+                denied = sentence.denied if end == len(masked) else ""
+                parts.append(_Part(mark.domain, row, stated, hidden, denied, is_named=True))
+        for domain in () if marks else sorted(topic):
+            row = subject.get(domain)
+            if row is not None:
+                stated, denied = sentence.stated, sentence.denied
+                is_likely, is_sure = domain in likely, likely == {domain}
+                parts.append(_Part(domain, row, stated, masked, denied, is_likely, is_sure))
     return parts
 
 
-@lru_cache(maxsize=4096)  # a dialogue is judged after each of its messages, and so are its branches
+@lru_cache(maxsize=4096)  # a dialogue is judged after each of its messages
 def _is_told(
     table: Table, number: int, name: str, parts: tuple[_Part, ...], asked: str
 ) -> bool | None:
@@ -233,6 +239,8 @@ def _is_told(
     if name == table.key:
         return True if any(part.is_named for part in parts) else None
     whole = name in ("address", "phone", "postcode")
+    if name in COMMON:  # anything can be in the north
+        parts = tuple(part for part in parts if part.is_likely)
     stated = [part.stated if whole else part.masked for part in parts]
     denied = [part.denied for part in parts if part.denied]
     if not whole and is_known(row.get("address")):

@@ -67,7 +67,7 @@ def tells(
         told = {v for v in told if v == right or not (isinstance(v, float) and v % right < 0.001)}
     if told:
         return told == {right} and right not in refuted
-    if right in refuted and (attribute not in _COMMON or any(_IS_NOT.search(d) for d in denied)):
+    if right in refuted and (attribute not in COMMON or any(_IS_NOT.search(d) for d in denied)):
         return False
     return None
 
@@ -75,7 +75,7 @@ def tells(
 _SPELT = ("phone", "postcode", "address", "name", "openhours")
 """Attributes whose values are found wherever they stand."""
 
-_COMMON = ("area", "pricerange", "food", "type")
+COMMON = ("area", "pricerange", "food", "type")
 """Attributes whose values stand in sentences about other things: "no other place in the north"."""
 
 _IS_NOT = re.compile(
