@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agents.controls import CONTROLS
+from agents.controls import CONTROLS, LIES, WITHHOLDING, liars
 from agents.scripted import ExpertAgent, RandomAgent
 from benchmarks.controls import ControlOptions, prove
 from toolwoz_gym import Dialogue, UsageError, load_world, make_env
@@ -21,7 +21,6 @@ from toolwoz_gym.toolwoz.goals import derive_wishes
 from toolwoz_gym.toolwoz.repair import Repair, repair, retell
 from toolwoz_gym.toolwoz.tables import Tables, numbers
 from toolwoz_gym.toolwoz.task import ToolWOZTask, make_task
-from toolwoz_gym.toolwoz.told import is_known, tells
 from toolwoz_gym.toolwoz.v0 import ToolWOZv0
 from toolwoz_gym.toolwoz.v1 import ToolWOZv1
 from toolwoz_gym.types import Episode, ToolError
@@ -356,74 +355,6 @@ def test_a_train_without_a_day_is_the_one_that_was_shown() -> None:
         assert unmet(episode_of(task, look, book, f"Booked. It arrives at {other}."))
 
 
-TELLS = [
-    ("It costs 10.10 pounds", "price", "10.10 pounds", True),
-    ("It is £10.10 each", "price", "10.10 pounds", True),
-    ("That is 50.50 pounds in all", "price", "10.10 pounds", False),
-    ("A ticket costs 10.1", "price", "10.10 pounds", True),
-    ("The train takes 79 minutes", "duration", "79 minutes", True),
-    ("It takes 1 hour and 19 minutes", "duration", "79 minutes", True),
-    ("An hour", "duration", "60 minutes", True),
-    ("It takes 19 minutes", "duration", "79 minutes", False),
-    ("It leaves at 17:15", "leaveAt", "17:15", True),
-    ("It leaves at 5:15 pm", "leaveAt", "17:15", True),
-    ("It leaves at 5:15", "leaveAt", "17:15", False),
-    ("It arrives at 00:04", "arriveBy", "24:04", True),
-    ("It arrives at 24:04", "arriveBy", "24:04", True),
-    ("It arrives at 25:07", "arriveBy", "01:07", True),
-    ("It arrives at 1:07 am", "arriveBy", "01:07", True),
-    ("It arrives at 1:07 pm", "arriveBy", "01:07", False),
-    ("It has free wifi and no parking.", "internet", "yes", True),
-    ("It has free wifi and no parking.", "parking", "no", True),
-    ("It has no parking, but there is wifi.", "parking", "yes", False),
-    ("It has no wifi or parking", "parking", "no", True),
-    ("It doesn't have wifi and parking", "internet", "no", True),
-    ("Do you need parking?", "parking", "yes", False),
-    ("There is parking. There is no parking.", "parking", "yes", False),
-    ("It is a 4-star hotel", "stars", "4", True),
-    ("It is rated four stars", "stars", "4", True),
-    ("The number of stars is 3", "stars", "3", True),
-    ("It has no stars", "stars", "0", True),
-    ("There are 4 hotels with 3 stars", "stars", "4", False),
-    ("The postcode is CB2 1AB", "postcode", "cb21ab", True),
-    ("The postcode is CB2 1ABC", "postcode", "cb21ab", False),
-    ("Call 01223 446-100", "phone", "01223446100", True),
-    ("Call 901223446100", "phone", "01223446100", False),
-    ("It is a swimming pool", "type", "swimmingpool", True),
-    ("It is a guest house", "type", "guesthouse", True),
-    ("Admission is free", "entrance fee", "free", True),
-    ("There is no entrance fee", "entrance fee", "free", True),
-    ("It has free wifi", "entrance fee", "free", False),
-    ("The entrance is £5", "entrance fee", "5 pounds", True),
-    ("It is 5 minutes away", "entrance fee", "5 pounds", False),
-    ("It is in the city center", "area", "centre", True),
-    ("It is in northampton", "area", "north", False),
-    ("They are inexpensive", "pricerange", "expensive", False),
-    ("It's at 98 King Street, City Centre", "address", "98 king street city centre", True),
-    ("Take the TR 1234", "trainID", "TR1234", True),
-]
-
-
-@pytest.mark.parametrize(("text", "attribute", "value", "told"), TELLS)
-def test_what_tells_a_value(text: str, attribute: str, value: str, told: bool) -> None:
-    assert tells(text, attribute, value) is told
-    assert tells(text.upper(), attribute, value.upper()) is told
-
-
-def test_yes_answers_the_question_that_was_asked() -> None:
-    assert tells("Yes, it does.", "parking", "yes", asked="Does it have parking?")
-    assert not tells("No, it does not.", "parking", "yes", asked="Does it have parking?")
-    assert not tells("Yes, it does.", "internet", "yes", asked="Does it have parking?")
-    assert not tells("No problem!", "parking", "no", asked="Does it have parking?")
-
-
-def test_what_is_known() -> None:
-    assert [is_known(v) for v in ("?", None, "None", " ", [1], "no", "free", 3)] == [
-        *[False] * 5,
-        *[True] * 3,
-    ]
-
-
 # --- 6: repairs ----------------------------------------------------------------------------------
 
 
@@ -594,9 +525,10 @@ WORLDS = ["builtin", "builtin:domains=4,constraints=1-6,failures=4", "builtin:do
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_expert_is_always_paid_and_the_others_never(world: str) -> None:
     """A sample; ``python -m benchmarks controls`` plays every task."""
-    for result in prove(ControlOptions(world=world, tasks=60)):
+    for result in prove(ControlOptions(world=world, tasks=25)):
         assert result.exceptions == ()
-        assert result.rewarded == {"expert": result.tasks}
+        assert result.rewarded["expert"] == result.played["expert"] == result.tasks
+        assert all(result.played[lie] for lie in LIES)
 
 
 def test_every_real_task_is_solved_by_the_expert(multiwoz_v1: ToolWOZ) -> None:
@@ -611,6 +543,19 @@ def test_no_real_task_can_be_gamed(multiwoz_v1: ToolWOZ, name: str) -> None:
     dialogue = Dialogue(multiwoz_v1, ScriptedUser(), max_steps=45)
     for task in multiwoz_v1.tasks("val"):
         assert play(dialogue, CONTROLS[name], task, seed=0).reward == 0.0, task.id
+
+
+def test_no_real_question_is_answered_by_a_lie(multiwoz_v1: ToolWOZ) -> None:
+    dialogue = Dialogue(multiwoz_v1, ScriptedUser(), max_steps=45)
+    lied = 0
+    for task in list(multiwoz_v1.tasks("val"))[::25]:
+        agents = liars(task, multiwoz_v1.tables)
+        withholding = agents.pop(WITHHOLDING, None)
+        if withholding and play(dialogue, withholding, task, seed=0).reward == 0.0:
+            lied += len(agents)
+            for name, agent in agents.items():
+                assert play(dialogue, agent, task, seed=0).reward == 0.0, (task.id, name)
+    assert lied > 200
 
 
 def test_the_list_of_repairs(multiwoz_folder: Path) -> None:

@@ -51,7 +51,7 @@ def tells(
     refuted = {v for text in denied for v in _values(attribute, text, column, right)}
     if not told and isinstance(right, str) and attribute in _SPELT:
         # In no usual form: a postcode with a letter too many, a name without its apostrophe.
-        told = {right} if any(_is_spelt(right, text) for text in stated) else set()
+        told = {right} if any(_is_spelt(attribute, right, text) for text in stated) else set()
     if attribute in _FEATURES:
         told |= {not v for v in refuted}
         if not told and re.search(_FEATURES[attribute], folded(asked)):
@@ -60,8 +60,8 @@ def tells(
         refuted = set()
     elif attribute == "entrance fee":
         told |= {0.0 for text in denied if _NO_FEE.search(text)}
-    elif attribute == "stars":
-        told |= {"0" for text in denied if re.search(r"\bno stars?\b", text)}
+    elif attribute == "stars" and "0" in refuted:  # "it has no stars"
+        told, refuted = told | {"0"}, refuted - {"0"}
     if attribute == "price" and isinstance(right, float) and right in told:
         # For several tickets it is a multiple.
         told = {v for v in told if v == right or not (isinstance(v, float) and v % right < 0.001)}
@@ -124,7 +124,7 @@ def _values(
             if not _is_of_another(attribute, text, match.start()):
                 yield re.sub(r"[\W_]", "", match[0])
     elif attribute == "trainID":
-        yield from re.findall(r"\btr\d{3,4}\b", text)
+        yield from (f"tr{digits}" for digits in re.findall(r"\btr[ -]?(\d{3,4})\b", text))
     else:
         yield from _words(attribute, text, tuple(column), str(right))
 
@@ -140,7 +140,8 @@ _FEATURES = {"internet": r"\b(?:internet|wi-?fi)\b", "parking": r"\b(?:parking|c
 """Attributes that are yes or no, and what they are called."""
 
 _YES_OR_NO = re.compile(
-    r"\W*(?:(?P<yes>yes|yeah|yep|it does|they do)|no)\b(?! (?:problem|worries))"
+    r"\W*(?:(?P<yes>yes|yeah|yep|(?:it does|they do)(?! not|n't))|no\b|it does|they do)"
+    r"(?! (?:problem|worries))"
 )
 
 _FREE = re.compile(
@@ -291,11 +292,11 @@ def _flat(text: str) -> str:
     return re.sub(r"[\W_]+", " ", text).strip()
 
 
-def _is_spelt(value: str, text: str) -> bool:
+def _is_spelt(attribute: str, value: str, text: str) -> bool:
     """Return whether a text has a value's letters and digits in a row, as a word of its own."""
-    letters = re.findall(r"[^\W_]", value)
-    pattern = r"[\W_]{0,3}".join(map(re.escape, letters))
-    return re.search(rf"(?<![^\W_]){pattern}(?![^\W_])", text) is not None
+    pattern = r"[\W_]{0,3}".join(map(re.escape, re.findall(r"[^\W_]", value)))
+    found = re.finditer(rf"(?<![^\W_]){pattern}(?![^\W_])", text)
+    return any(not _is_of_another(attribute, text, match.start()) for match in found)
 
 
 _LABELS: dict[str, tuple[str, Iterable[str]]] = {
