@@ -42,6 +42,9 @@ CONTENDERS: Mapping[str, SearchOptions] = {
 """The strategies that are compared. Chains are independent dialogues: rejection sampling, as ReST
 (arXiv 2308.08998) and STaR (arXiv 2203.14465) collect their data."""
 
+TURNS = 15
+"""Agent turns of a tree at most, for all of them: the paper's limit in ToolWOZ."""
+
 BASELINE = "josh, beam 8"
 """What the others are compared with: the paper's setting."""
 
@@ -144,7 +147,7 @@ def _play(
 ) -> dict[str, Any]:
     """Let one strategy play all tasks once."""
     began = time.monotonic()
-    how = replace(CONTENDERS[name], reward=options.reward)
+    how = replace(CONTENDERS[name], reward=options.reward, max_steps=TURNS)
     system = system_prompt(dialogue.domain.policy, dialogue.domain.tools)
     with (
         ThreadPoolExecutor(options.trees * how.beam) as leaves,

@@ -131,11 +131,8 @@ class _Rollouts:
         if self._guided and len(node.goals_met) == len(tree.goals):
             tree.solve(node)
             return
-        if self._guided:
-            hopeless = dialogue.domain.is_spoiled(node.episode)
-            spoiled = hopeless or (_is_mistaken(said) and not node.met)
-        else:
-            spoiled = _is_mistaken(said)
+        hopeless = dialogue.domain.is_spoiled(node.episode)
+        spoiled = hopeless or (_is_mistaken(said) and not node.met)
         if spoiled and self._options.strategy == "go_explore" and node.state == "live":
             node.state = "pruned"
         elif node.state == "live":

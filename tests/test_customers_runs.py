@@ -296,7 +296,7 @@ class Half:
 @pytest.mark.parametrize("strategy", ["josh", "go_explore", "chains"])
 def test_what_the_customer_costs_is_counted_faults_included(strategy: Any) -> None:
     slips = 0
-    for index in range(6):
+    for index in range(9):
         task = ENV.tasks[index]
         model = Fickle(task)
         dialogue = Dialogue(DOMAIN, ModelCustomer(model, "goal", DOMAIN.end_marker), 45)
@@ -341,7 +341,7 @@ def node(
 ) -> dict[str, Any]:
     role = "user" if parent is None else "assistant"
     messages = [{"role": role, "content": said}, {"role": "user", "content": "Go on."}]
-    marks = {"golden": golden, "successful": golden, "outcome": outcome}
+    marks = {"golden": golden, "successful": golden, "outcome": outcome, "met": []}
     return {"id": id, "parent": parent, "messages": messages[: 2 - (parent is None)], **marks}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import warnings
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -148,6 +149,16 @@ def test_check_env_with_rendering(
     env_id: str, world: str | ToolWOZ | TauBench, split: str, mode: str
 ) -> None:
     check_env(gym.make(env_id, world=world, split=split, render_mode=mode).unwrapped)
+
+
+def test_versions_are_no_successors() -> None:
+    for env_id in ("ToolWOZ-v0", "ToolWOZ-v1"):
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            env = gym.make(env_id, world="builtin")
+        assert not warned and env.spec is not None and env.spec.id == env_id
+    with pytest.raises(gym.error.NameNotFound, match="Did you mean: `ToolWOZ-v"):
+        gym.make("ToolWOZ")
 
 
 def test_types_and_info(env: DialogueEnv, split: str) -> None:

@@ -85,3 +85,4 @@ def test_every_task_is_solved_by_its_gold_actions(desk: TauBench) -> None:
             episode = play(dialogue, GoldAgent(task), task, seed=0)
             assert episode.reward == 1.0, task.id
             assert dialogue.goals_met(episode) == frozenset(range(len(task.goals))), task.id
+            assert dialogue.progress(episode) == 1.0, "without goals too"

@@ -75,7 +75,7 @@ def played(case: dict[str, Any], multiwoz: ToolWOZ) -> tuple[Tree, list[int]]:
         script.next_step()
 
     dialogue = Dialogue(multiwoz, script, max_steps=45)
-    options = SearchOptions(strategy="josh", beam=case["beam_size"])
+    options = SearchOptions(strategy="josh", beam=case["beam_size"], max_steps=15)
     return search(dialogue, script, task, seed=1, options=options, on_step=on_step), live
 
 
