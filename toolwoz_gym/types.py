@@ -15,10 +15,19 @@ Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 Outcome: TypeAlias = Literal["success", "failure", "truncated", "user_fault"]
 
 Mistake: TypeAlias = Literal[
-    "empty", "too long", "not JSON", "nested too deeply", "wrong keys", "wrong types", "no action"
+    "empty",
+    "only thoughts",
+    "too long",
+    "not JSON",
+    "nested too deeply",
+    "wrong keys",
+    "wrong types",
+    "no action",
+    "call among words",
 ]
-"""Why a message is no action. ``wrong keys``, ``wrong types``: it is a JSON object, but no tool
-call; ``no action``: it is words where its agent has to write a call."""
+"""Why a message is no action. ``only thoughts``: it ends before it says anything; ``wrong keys``,
+``wrong types``: it is a JSON object, but no tool call; ``no action``: it is words where its agent
+has to write a call; ``call among words``: a call in a form or a place in which none is read."""
 
 World: TypeAlias = Any
 """What tool calls change during one dialogue: an immutable value, private to its domain."""

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
+from toolwoz_gym.actions import holds_call
 from toolwoz_gym.types import Message, Task
 
 Breach: TypeAlias = Literal[
@@ -72,15 +73,12 @@ def breach(task: Task, messages: Sequence[Message], words: str, *, ends: bool) -
     return next((kind for kind in BREACHES if found[kind]), None)
 
 
-_CALL = re.compile(
-    r"\A\s*(?:\{|\[\s*[{\"\]])|```|</?(?:tool|function)_?call"
-    r"|\"(?:name|arguments|parameters)\"\s*:|\b[a-z]+(?:_[a-z]+)+\s?\("
-)
+_CODE = re.compile(r"\A\s*(?:\{|\[\s*[{\"\]])|```|\"name\"\s*:")
 
 
 def calls_a_tool(words: str) -> bool:
     """Return whether a message holds a tool call, JSON or code."""
-    return _CALL.search(words) is not None
+    return holds_call(words) or _CODE.search(words) is not None
 
 
 _AGENTS_WORDS = re.compile(
