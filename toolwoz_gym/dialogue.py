@@ -79,9 +79,16 @@ class Dialogue:
                 episode, messages=(*episode.messages, silence), outcome="user_fault", reward=0.0
             )
         after = replace(episode, messages=(*episode.messages, answer))
-        if self.domain.end_marker in answer.content:
-            return self._ended(after)
-        return self._limited(after)
+        if self.domain.end_marker not in answer.content:
+            return self._limited(after)
+        ended = self._ended(after)
+        if answer.error is None:
+            return ended
+        lost = self.domain.is_spoiled(episode.task, episode.world)
+        if ended.reward == 0.0 and not lost:  # all could still have been well
+            return replace(ended, outcome="user_fault")
+        forgiven = replace(answer, error=None)
+        return replace(ended, messages=(*episode.messages, forgiven))
 
     def cut_off(self, episode: Episode) -> Episode:
         """End a running dialogue where it stands, as the step limit would."""

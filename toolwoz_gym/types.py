@@ -303,6 +303,10 @@ class UserSimulator(Protocol):
             seed: The episode's seed. Draw from ``derive(seed, ..., what was said)``, so that the
                 same words meet the same answer in every branch.
 
+        Returns:
+            The message. If it ends the dialogue, its ``error`` can be a kind of fault: the episode
+            then ends as ``user_fault``, unless it is a success or can no longer be one.
+
         Raises:
             UserFault: The customer cannot go on.
         """
