@@ -44,20 +44,26 @@ def leaves_too_soon(task: Task, messages: Sequence[Message], words: str) -> bool
 
 _FED_UP = re.compile(
     r"\b(?:useless|ridiculous|unacceptable|frustrat\w{1,4}|forget (?:it|about it)|never ?mind"
-    r"|giv(?:e|ing) up|waste|elsewhere|(?:some|any)(?:one|body) else|another (?:agent|company))\b"
+    r"|giv(?:e|ing) up|waste|elsewhere|(?:some|any)(?:one|body) else|another (?:agent|company)"
+    r"|get back to you)\b"
 )
 _SATISFIED = re.compile(
-    r"\b(?:that|this|it)(?:'s| is| was|'ll be| will be) (?:all|it|everything)\b|\ball (?:set|good)\b"
-    r"|\beverything\b|\bnothing (?:else|more)\b|\ball (?:that )?i\b|\bhelpful\b"
+    r"\b(?:that|this|it)(?:'s| is| was|'ll be| will be) (?:all|it|everything)\b"
+    r"|\ball (?:set|good|(?:that )?i)\b|\beverything\b|\bnothing (?:else|more)\b|\bhelpful\b"
 )
 
 _OFFER = re.compile(
     r"\b(?:shall|should|may|can|could) (?:i|we)\b|\b(?:would|do) you (?:like|want|wish|prefer)\b"
     r"|\bwant (?:me|us) to\b|\b(?:proceed|go ahead|continue|confirm|book|reserve|cancel)\b|\byes\b"
 )
+_WAITS = re.compile(
+    r"\byes(?:/| or )no\b|[(\"]yes\b|\bplease (?:confirm|reply|say)\b"
+    r"|\blet me know (?:if|whether) (?:you|i)\b"
+)
+"""How an agent asks without a question mark."""
 _CLOSING = re.compile(
     r"\b(?:any|some)thing (?:else|more|further)\b|\b(?:any|some) (?:other|further|more)\b"
-    r"|\b(?:what|how) else\b|\bhow (?:can|may) i\b|\b(?:that|be|this) all\b"
+    r"|\b(?:what|how) else\b|\bhow (?:can|may) i\b|\b(?:that|be|this) all\b|\bneed anything\b"
     r"|\b(?:help|assist)(?: you)?(?: with)?(?: that| further| more| today| now)*\?"
 )
 _PROMISE = re.compile(r"\bi(?:'ll| will| can| could| would|'d)\b")
@@ -73,7 +79,7 @@ def _offers(turn: str) -> bool:
     return any(
         _OFFER.search(s) or (promises and _IS_THAT_RIGHT.search(s))
         for s in parts
-        if (s.endswith("?") or "yes" in s or "confirm" in s) and not _CLOSING.search(s)
+        if (s.endswith("?") or _WAITS.search(s)) and not _CLOSING.search(s)
     )
 
 
@@ -84,15 +90,17 @@ _FILLERS = (
 _YES = re.compile(
     rf"{_FILLERS}(?:(?:yes|yeah|yep|yup|sure|certainly|absolutely|definitely|of course|please do"
     r"|go ahead|do (?:it|that|so)|let's do (?:it|that)|sounds (?:good|great|perfect|fine)"
-    r"|that (?:works|sounds|would be|will be fine)|works for me|(?:that(?:'s| is) )?correct|confirmed"
-    r"|i (?:do |hereby )?(?:confirm|agree|accept))\b|please\W*$)"
+    r"|that (?:works|sounds|would be|will be fine)|works for me|(?:that(?:'s| is) )?correct"
+    r"|confirmed|i (?:do |hereby )?(?:confirm|agree|accept))\b|please\W*$)"
 )
 _NO = re.compile(r"\b(?:no|not|never|later|myself)\b|n't\b")
 
 
 def _accepts(sentence: str) -> bool:
     """Return whether a sentence says yes to an offer."""
-    return bool(_YES.search(sentence)) and not (_NO.search(sentence) or _SATISFIED.search(sentence))
+    if _NO.search(sentence) or (_SATISFIED.search(sentence) and "please" not in sentence):
+        return False
+    return _YES.search(sentence) is not None
 
 
 _DEED = (
@@ -107,19 +115,22 @@ _REQUEST = re.compile(
     r"(?!be\b|have\b|believe\b|imagine\b)(\w+)"
 )
 _WANT = re.compile(
-    rf"{_FILLERS}i(?:'d| would| also| still| do| really| just)*"
-    r" (?:(?<=d )like|(?<=d also )like|need|want|prefer)\b"
-    r"(?! to (?:thank|say|end|leave|go|stop|express)\b| nothing| no\b|\W*$)"
+    rf"{_FILLERS}i(?:(?:'d| would)(?: also| really| just)* like"
+    r"|(?:'d| would| also| still| do| really| just)* (?:need|want|prefer))\b"
+    r"(?! to (?:thank|say|end|stop|express)\b| to (?:leave|go)(?: now)?\W*$| nothing\b| no\b|\W*$)"
     rf"|{_FILLERS}i(?:'ll| will) (?:take|have|go (?:with|for)) "
+    rf"|{_FILLERS}i(?:'m| am) (?:also )?looking for\b"
 )
 _QUESTION = re.compile(
     rf"{_FILLERS}(?:what|which|when|where|who|how|is|are|does|do|did|can|could|would|will|has|have"
     r"|any|may|should)\b.*\?$"
     rf"|{_FILLERS}(?:what|which|when|where|how)(?:'s| is| are| much| many| long| do| does| can)\b"
+    r"|\b(?:(?:what|which|when|where|how)(?:'s| is| are| much| many| long| time| about)"
+    r"|(?:can|could|may) i (?:have|get|book))\b.*\?$"
 )
 _PLEASANTRY = re.compile(
-    r"\bhow (?:are you|nice|great|kind|lovely)\b|\bthank\b|\bthat all\b|\b(?:any|some)thing else\b"
-    r"|\bmore could\b"
+    r"\bhow (?:are you|nice|great|kind|lovely)\b|\bthank (?:you enough|you more)\b|\bthat all\b"
+    r"|\b(?:any|some)thing else\b|\bmore could\b|\bthank you\?"
 )
 
 
