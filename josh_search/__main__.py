@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from agents.advice import advice
 from agents.backends.journal import Journal
 from agents.base import BackendError
 from agents.options import INDIFFERENT, PlayOptions
@@ -200,6 +201,14 @@ def run(options: HarvestOptions) -> None:
         f"user_fault: {summary['user_fault_rate']:.1%} of {tally.dialogues} dialogues ended by a "
         f"fault of the customer's{kinds}"
     )
+    for line in advice(
+        options,
+        outputs=tally.outputs,
+        malformed=tally.malformed,
+        dialogues=tally.dialogues,
+        user_faults=tally.user_faults,
+    ):
+        print(line)
     for reason, count in rows["dropped"].items():
         print(f"dropped: {count} {reason}")
     for reason, count in islice(tally.reasons().items(), 5):
