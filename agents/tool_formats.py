@@ -30,7 +30,7 @@ _TAG = (
 )
 _OPENING = re.compile(
     rf"<{_TAG}>|\[THINK\]|◁think▷|<\|(?:inner_prefix|START_THINKING|begin_of_thought)\|>"
-    r"|<\|channel\|?>\s{0,9}(?:analysis|thought)\b|\Aanalysis(?=[A-Z])",
+    r"|<\|channel\|?>\s{0,9}(?:analysis|thought)\b|\A\s{0,9}analysis(?=[A-Z])",
     re.IGNORECASE,
 )
 """What begins a thought: tags, and the marks of Magistral, Kimi, Apertus, Command, Sky-T1, gpt-oss
