@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +100,7 @@ def test_what_is_no_thought_stays_as_it_is(text: str) -> None:
 
 
 @given(st.lists(st.sampled_from([*sum(MARKS, ()), "a", " ", "\n", ".", "{", '"', WRITTEN])))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_thought_is_read(parts: list[str]) -> None:
     text = "".join(parts)
     assert len(without_thoughts(text)) <= len(text)
@@ -259,6 +261,14 @@ def test_a_call_with_something_after_it_is_malformed(text: str) -> None:
 def test_words_that_only_look_like_a_call_are_said(text: str) -> None:
     assert not holds_call(text)
     assert written(text).content == text
+
+
+def test_what_people_say_is_neither_a_call_nor_a_thought(shared: Path) -> None:
+    with zipfile.ZipFile(shared / "data" / "MultiWOZ_2.1_val.zip") as archive:
+        dialogues = json.loads(archive.read("MultiWOZ_2.1/data.json")).values()
+    said = [turn["text"] for dialogue in dialogues for turn in dialogue["log"]]
+    assert len(said) == 14_730
+    assert not [text for text in said if holds_call(text) or without_thoughts(text) != text]
 
 
 def test_a_call_among_the_words_of_a_respond() -> None:
