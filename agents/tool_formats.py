@@ -25,20 +25,22 @@ _MARK = re.compile(r"<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
 """What stands before a call."""
 
 _TAG = (
-    r"(?:\w{1,20}[:_-])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad)"
+    r"(?:ant|\w{1,20}[:_-])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad)"
     r"(?:[_-]\w{1,20})?"
 )
 _OPENING = re.compile(
-    rf"<{_TAG}>|\[THINK\]|◁think▷|<\|(?:inner_prefix|START_THINKING|begin_of_thought)\|>"
+    rf"<\|?{_TAG}(?:\|?|\s[^<>]{{0,99}})>|\[(?:THINK|THINKING|REASONING)\]|◁think▷"
+    r"|<\|(?:inner_prefix|START_THINKING|begin_of_thought)\|>"
     r"|<\|channel\|?>\s{0,9}(?:analysis|thought)\b|\A\s{0,9}analysis(?=[A-Z])",
     re.IGNORECASE,
 )
 """What begins a thought: tags, and the marks of Magistral, Kimi, Apertus, Command, Sky-T1, gpt-oss
 and Gemma; of gpt-oss also what is left when special tokens are skipped."""
 _CLOSING = re.compile(
-    rf"</{_TAG}>|\[/THINK\]|◁/think▷|<\|(?:inner_suffix|END_THINKING|end_of_thought)\|>"
+    rf"<\|?/{_TAG}\|?>|\[/(?:THINK|THINKING|REASONING)\]|◁/think▷"
+    r"|<\|(?:inner_suffix|END_THINKING|end_of_thought)\|>"
     r"|<channel\|>|<\|channel\|>\s{0,9}(?:final|commentary)\b(?:\s{0,9}<\|message\|>)?"
-    r"|\bassistantfinal",
+    r"|assistantfinal",
     re.IGNORECASE,
 )
 """What ends one."""

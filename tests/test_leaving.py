@@ -13,6 +13,7 @@ from agents.customers import Form, ModelCustomer
 from toolwoz_gym import Dialogue, make_env
 from toolwoz_gym.tau_bench.domain import TRANSFER, TauBench
 from toolwoz_gym.types import END_CONVERSATION, Episode, Message, Task, ToolCall
+from toolwoz_gym.users.contract import breach
 from toolwoz_gym.users.leaving import leaves_too_soon
 
 HOTEL = {"name": "quiet house", "area": "north"}
@@ -146,6 +147,11 @@ def test_who_still_wants_something_leaves_too_soon(
 @pytest.mark.parametrize(("task", "opening", "agent", "words"), IN_TIME)
 def test_who_wants_nothing_more_may_leave(task: Task, opening: str, agent: str, words: str) -> None:
     assert not too_soon(task, opening, agent, words)
+
+
+def test_a_goodbye_in_the_opening() -> None:
+    assert breach(TASK, (), "A hotel, please. Goodbye!", ends=True) == "left at once"
+    assert breach(TASK, (), "A hotel, please. Goodbye!", ends=False) is None
 
 
 # What becomes of the dialogue. The task: quiet house, for 5 people, on tuesday, 5 nights.
