@@ -201,6 +201,10 @@ def run(options: HarvestOptions) -> None:
         f"user_fault: {summary['user_fault_rate']:.1%} of {tally.dialogues} dialogues ended by a "
         f"fault of the customer's{kinds}"
     )
+    for reason, count in rows["dropped"].items():
+        print(f"dropped: {count} {reason}")
+    for reason, count in islice(tally.reasons().items(), 5):
+        print(f"infra_error: {count} trees were lost: {reason}")
     for line in advice(
         options,
         outputs=tally.outputs,
@@ -209,10 +213,6 @@ def run(options: HarvestOptions) -> None:
         user_faults=tally.user_faults,
     ):
         print(line)
-    for reason, count in rows["dropped"].items():
-        print(f"dropped: {count} {reason}")
-    for reason, count in islice(tally.reasons().items(), 5):
-        print(f"infra_error: {count} trees were lost: {reason}")
     print(f"look at {options.run / 'report.html'}")
     if tally.finished < tally.tasks:
         reason = str(tally.stopped or next(iter(tally.reasons())))

@@ -123,6 +123,8 @@ IN_TIME = [
     (TASK, ALL_TOLD, FOUND, "Please book it, as I said. Goodbye."),  # it had been asked for
     (TASK, OPENING, "It is booked. Is that all?", "Yes, that is all. Goodbye."),
     (TASK, ALL_TOLD, "It's booked, is that right?", "Yes, thank you, bye."),
+    (TASK, ALL_TOLD, "It's booked. Can I do anything for you?", "Yes, thanks, bye."),
+    (TASK, ALL_TOLD, "It's booked. Shall I close this chat?", "Yes, please. Goodbye."),
     (TASK, ALL_TOLD, "I can confirm that it is booked.", "Sure, thanks, bye."),
     (TAU, CANCEL, "Your order #W123 has been cancelled. Anything else?", "No, that's all."),
     (TAU, CANCEL, "Your order #W123 has been cancelled.", ""),

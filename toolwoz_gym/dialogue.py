@@ -78,17 +78,15 @@ class Dialogue:
             return replace(
                 episode, messages=(*episode.messages, silence), outcome="user_fault", reward=0.0
             )
-        after = replace(episode, messages=(*episode.messages, answer))
+        spoken = answer if answer.error is None else replace(answer, error=None)
+        after = replace(episode, messages=(*episode.messages, spoken))
         if self.domain.end_marker not in answer.content:
             return self._limited(after)
         ended = self._ended(after)
-        if answer.error is None:
+        if answer.error is None or ended.reward or self.domain.is_spoiled(after.task, after.world):
             return ended
-        lost = self.domain.is_spoiled(episode.task, episode.world)
-        if ended.reward == 0.0 and not lost:  # all could still have been well
-            return replace(ended, outcome="user_fault")
-        forgiven = replace(answer, error=None)
-        return replace(ended, messages=(*episode.messages, forgiven))
+        # The agent could still have done it.
+        return replace(ended, messages=(*episode.messages, answer), outcome="user_fault")
 
     def cut_off(self, episode: Episode) -> Episode:
         """End a running dialogue where it stands, as the step limit would."""

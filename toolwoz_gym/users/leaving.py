@@ -62,8 +62,9 @@ _WAITS = re.compile(
 )
 """How an agent asks without a question mark."""
 _CLOSING = re.compile(
-    r"\b(?:any|some)thing (?:else|more|further)\b|\b(?:any|some) (?:other|further|more)\b"
-    r"|\b(?:what|how) else\b|\bhow (?:can|may) i\b|\b(?:that|be|this) all\b|\bneed anything\b"
+    r"\b(?:any|some)thing\b|\b(?:any|some) (?:other|further|more)\b|\b(?:what|how) else\b"
+    r"|\bhow (?:can|may) i\b|\b(?:that|be|this) all\b|\bfeedback\b|\bsurvey\b"
+    r"|\b(?:end|close|finish) (?:the|this|our|your) (?:chat|conversation|dialogue|session|call)\b"
     r"|\b(?:help|assist)(?: you)?(?: with)?(?: that| further| more| today| now)*\?"
 )
 _PROMISE = re.compile(r"\bi(?:'ll| will| can| could| would|'d)\b")
