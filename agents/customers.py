@@ -15,11 +15,12 @@ from functools import lru_cache
 from typing import Literal, TypeAlias, get_args
 
 from agents.base import Backend, ChatMessage, Sampling
+from agents.tool_formats import without_thoughts
 from toolwoz_gym.cli import check_choices
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.toolwoz.task import ToolWOZTask
 from toolwoz_gym.types import Message, Task, Usage, UsageError, UserFault
-from toolwoz_gym.users.contract import Breach, breach
+from toolwoz_gym.users.contract import FORGIVEN, Breach, breach
 
 Form: TypeAlias = Literal["goal", "guided", "plain", "react", "verify", "reflection"]
 """``goal`` and ``guided`` are ToolWOZ's customers: they know the instruction; guided, also what a
@@ -147,6 +148,7 @@ class ModelCustomer:
 
         Raises:
             UserFault: It breaks the contract, or the dialogue no longer fits the model's context.
+                A breach that a success makes good is the ``error`` of the message.
             UsageError: A guided customer has nobody to follow.
             BackendError: The model did not answer.
         """
@@ -158,11 +160,12 @@ class ModelCustomer:
         elif self.form == "reflection":
             written = _reflected(turn, written)
         words = self.spoken(written)
-        if kind := self.fault(task, messages, words):
+        kind = self.fault(task, messages, words)
+        if kind is not None and kind not in FORGIVEN:
             said = f"the customer {kind}: {written[:200]!r}"
             raise UserFault(said, kind=kind, usage=turn.usage)
         raw = None if words == written else written
-        return Message("user", words, raw=raw, usage=turn.usage)
+        return Message("user", words, error=kind, raw=raw, usage=turn.usage)
 
     def prompt(self, task: Task, messages: Sequence[Message]) -> list[ChatMessage]:
         """Return exactly what the model is shown before it writes the customer's next message.
@@ -180,7 +183,8 @@ class ModelCustomer:
             if message.role == "assistant":
                 chat.append(_chat("user", message.content))
             elif self.form == "react" and message.raw is not None:
-                chat.append(_chat("assistant", message.raw))  # its thoughts are for itself
+                # Its thoughts are for itself: those that the prompt asks for.
+                chat.append(_chat("assistant", without_thoughts(message.raw)))
             else:
                 chat.append(_chat("assistant", message.content))
         return chat
@@ -191,7 +195,8 @@ class ModelCustomer:
         Thoughts and the customer's own name before its words are left out, so is whatever follows
         the end marker, which is spelt as the domain has it.
         """
-        words = _after_thought(written, self.end_marker) if self.form == "react" else written
+        words = without_thoughts(written)
+        words = _after_thought(words, self.end_marker) if self.form == "react" else words
         words = _OWN_NAME.sub("", words).strip()
         return with_marker(words, self.end_marker)
 
@@ -279,7 +284,7 @@ class _Turn:
         if self.customer.fault(self.task, self.messages, words):
             return False
         verdict = self.write(self.ask(CHECK, words), "check", attempt, greedy=True)
-        found = re.search(r"\b(?:true|false)\b", verdict.lower())
+        found = re.search(r"\b(?:true|false)\b", without_thoughts(verdict).lower())
         return found is not None and found[0] == "true"
 
     def ask(self, prompt: str, candidate: str) -> list[ChatMessage]:
@@ -310,7 +315,7 @@ def _reflected(turn: _Turn, written: str) -> str:
     if turn.passes(written, 1):
         return written
     words = turn.customer.spoken(written)
-    reflection = turn.write(turn.ask(REFLECT, words), "reflection", 1)
+    reflection = without_thoughts(turn.write(turn.ask(REFLECT, words), "reflection", 1))
     response = _RESPONSE.search(reflection)
     if response is None:
         return written

@@ -12,9 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from agents.base import Backend, ChatMessage, Sampling
+from agents.base import Backend, ChatMessage, Completion, Sampling
 from agents.grammar import SPEECH, call_rules
-from toolwoz_gym.actions import format_action, format_call, parse_action
+from agents.tool_formats import without_thoughts
+from toolwoz_gym.actions import (
+    CALL_FORM,
+    format_action,
+    format_call,
+    holds_call,
+    mistake,
+    parse_action,
+)
 from toolwoz_gym.types import AgentFailure, Message, ToolSpec
 
 
@@ -46,7 +54,8 @@ class ToolCallingAgent:
         completion = self.backend.complete(self.prompt(view), sampling, self.tools)
         if completion.finish == "context":
             raise AgentFailure("the dialogue no longer fits the model's context")
-        message = self.read(completion.text)
+        said = without_thoughts(completion.text)
+        message = self._read(said, completion)
         raw = completion.text
         if self.tools and message.call is not None:
             raw = format_call(message.call)  # however it was spelt, the template shows it one way
@@ -56,8 +65,20 @@ class ToolCallingAgent:
             usage=completion.usage,
             logprob=completion.logprob,
             # A call that could be read is whole, and so are words that were read out of one.
-            cut_off=completion.finish == "length" and message.content == completion.text.strip(),
+            cut_off=completion.finish == "length"
+            and message.content.strip() in (said.strip(), completion.text.strip()),
         )
+
+    def _read(self, said: str, completion: Completion) -> Message:
+        """Understand what the model says, its thoughts apart."""
+        message = self.read(said)
+        if not said and (completion.text or completion.finish == "length"):
+            # Without any text, thoughts that a server keeps for itself have used up the tokens.
+            return replace(message, content=completion.text, mistake="only thoughts")
+        if message.error is None and holds_call(message.content):
+            error = f"a call among words is not made; to call a tool, write {CALL_FORM} and no more"
+            return mistake("call among words", said, error)
+        return message
 
     def prompt(self, view: Sequence[Message]) -> list[ChatMessage]:
         """Return exactly what the model is shown before it writes its next message."""

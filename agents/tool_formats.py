@@ -1,9 +1,12 @@
-"""The formats in which models call tools by themselves, and the environment's own.
+"""The formats in which models call tools and think by themselves, and the environment's own.
 
 Hermes and Qwen write ``<tool_call>{"name": ..., "arguments": ...}</tool_call>``, Llama 3 a bare
 object with ``parameters``, Mistral ``[TOOL_CALLS]`` and a list, or a name and its arguments. Which
 of these a model was taught shows in its chat template; a backend shows it dialogues in that form
 and gives back the environment's actions.
+
+Thoughts stand between marks of many kinds. They are for the model itself: whoever reads a message,
+an agent's or a customer's, takes them out by :func:`without_thoughts`.
 """
 
 from __future__ import annotations
@@ -21,7 +24,38 @@ from toolwoz_gym.types import ToolCall, ToolSpec
 _MARK = re.compile(r"<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
 """What stands before a call."""
 
-_BOUND = re.compile(rf"{_MARK.pattern}|</tool_call>|</think>")
+_TAG = (
+    r"(?:ant|\w{1,20}[:_-])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad)"
+    r"(?:[_-]\w{1,20})?"
+)
+_OPENING = re.compile(
+    rf"<\|?{_TAG}(?:\|?|\s[^<>]{{0,99}})>|\[(?:THINK|THINKING|REASONING)\]|◁think▷"
+    r"|<\|(?:inner_prefix|START_THINKING|begin_of_thought)\|>"
+    r"|<\|channel\|?>\s{0,9}(?:analysis|thought)\b|\A\s{0,9}analysis(?=[A-Z])",
+    re.IGNORECASE,
+)
+"""What begins a thought: tags, and the marks of Magistral, Kimi, Apertus, Command, Sky-T1, gpt-oss
+and Gemma; of gpt-oss also what is left when special tokens are skipped."""
+_CLOSING = re.compile(
+    rf"<\|?/{_TAG}\|?>|\[/(?:THINK|THINKING|REASONING)\]|◁/think▷"
+    r"|<\|(?:inner_suffix|END_THINKING|end_of_thought)\|>"
+    r"|<channel\|>|<\|channel\|>\s{0,9}(?:final|commentary)\b(?:\s{0,9}<\|message\|>)?"
+    r"|assistantfinal",
+    re.IGNORECASE,
+)
+"""What ends one."""
+_WRAPPING = (
+    r"(?:</?(?:answer|response|output)>|<\|(?:START|END)_RESPONSE\|>"
+    r"|<\|(?:begin|end)_of_solution\|>|<\|(?:end|return)\|>)"
+)
+_WRAPPED = re.compile(rf"\A\s*{_WRAPPING}|{_WRAPPING}\s*\Z", re.IGNORECASE)
+"""What can stand around the message itself, after a thought."""
+_SENTENCE_ENDS = ("", *".!?:)\"'")
+_OPENED = re.compile(rf"(?:{_OPENING.pattern})\Z", re.IGNORECASE)
+
+_BOUND = re.compile(
+    rf"{_MARK.pattern}|</tool_call>|{_OPENING.pattern}|{_CLOSING.pattern}", re.IGNORECASE
+)
 """What cannot be part of a call, unless it is in a text of its JSON."""
 
 _HEAD = re.compile(r"[\s,;\[]*+(?:([\w.-]++)\s*+(?:\[CALL_ID\]\w*+)?(?:\[ARGS\])?\s*+)?(?=\{)")
@@ -123,19 +157,52 @@ def written_call(name: str, arguments: str) -> str:
 def read_native(text: str) -> str:
     """Return what a model wrote in its own format as the environment's action.
 
-    Thoughts at its beginning are left out, and so are words before a marked call. Of several calls
-    the first counts, as in τ-bench. What is no call although it is marked as one stays something
+    Thoughts are left out, and so are words before a marked call. Of several calls the first
+    counts, as in τ-bench. What is no call although it is marked as one stays something
     that :func:`~toolwoz_gym.actions.parse_action` refuses. Marks in the arguments of a call are
     text.
 
     Args:
         text: What the model wrote, special tokens included but for the one that ended it.
     """
-    said = _after_thoughts(text.strip())
+    said = without_thoughts(text.strip())
     if said.startswith("{"):
         return _action(said)
     mark = _MARK.search(said)
     return said if mark is None else _action(said[mark.end() :].strip())
+
+
+def without_thoughts(text: str) -> str:
+    """Return what a model says besides what it thinks: the text as it is if it thinks nothing.
+
+    A thought whose end is not to be seen was cut off, and goes on to the end of the text. One whose
+    beginning is not to be seen was begun by the chat template, or had another thought inside. Marks
+    in the arguments of a call are text; so is one that only opens, in the midst of a sentence.
+    """
+    said: list[str] = []
+    begin, place = 0, _end_of_calls(text, 0)
+    while bound := _BOUND.search(text, place):
+        place = bound.end()
+        before = text[begin : bound.start()]
+        if _CLOSING.match(text, bound.start()):
+            begin = place
+        elif _OPENING.match(text, bound.start()):
+            closing = _CLOSING.search(text, place)
+            words = before.rstrip()
+            if closing or words[-1:] in _SENTENCE_ENDS or "\n" in before[len(words) :]:
+                said.append(before)
+                begin = place = closing.end() if closing else len(text)
+        place = _end_of_calls(text, place)
+    if not begin:
+        return text
+    words = _WRAPPED.sub("", text[begin:])
+    return " ".join(part for part in map(str.strip, [*said, words]) if part)
+
+
+def opening_mark(prompt: str) -> str:
+    """Return the mark with which the end of a prompt begins the model's thoughts, if it does."""
+    found = _OPENED.search(prompt.rstrip())
+    return found[0] if found else ""
 
 
 def is_native(template: Callable[..., str], *, silences: bool = False) -> bool:
@@ -164,21 +231,6 @@ def is_native(template: Callable[..., str], *, silences: bool = False) -> bool:
     if not end or _PROBE.description not in spoken or "ANSWER" not in called:
         return False
     return parse_action(read_native(call.partition(end)[0])).call == _PROBING
-
-
-def _after_thoughts(text: str) -> str:
-    """Return what follows the thoughts that a text begins with.
-
-    Some templates write ``<think>`` into the prompt: then there is only the end to be seen.
-    """
-    if text.startswith("<think>"):
-        return text.partition("</think>")[2].strip()
-    place = _end_of_calls(text, 0)
-    while bound := _BOUND.search(text, place):
-        if bound[0] == "</think>":
-            return text[bound.end() :].strip()
-        place = _end_of_calls(text, bound.end())
-    return text
 
 
 def _end_of_calls(text: str, place: int) -> int:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from agents.advice import advice
 from agents.base import BackendError
 from agents.customers import FORMS
 from agents.options import INDIFFERENT, SCRIPTS, PlayOptions
@@ -137,6 +138,15 @@ def run(options: EvaluateOptions) -> None:
     if comparison.results:
         write_text(options.run / "evaluation.md", _markdown(options, world, comparison))
         print_tables(comparison)
+        for result in comparison.results:
+            for line in advice(
+                players[result.model],
+                outputs=result.steps,
+                malformed=result.malformed,
+                dialogues=result.tasks * result.trials,
+                user_faults=result.user_faults,
+            ):
+                print(f"{result.model}: {line}" if len(players) > 1 else line)
         print(f"tables and trajectories are in {options.run}")
     missing = tally.episodes - tally.played.total()
     if missing:

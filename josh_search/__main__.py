@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from agents.advice import advice
 from agents.backends.journal import Journal
 from agents.base import BackendError
 from agents.options import INDIFFERENT, PlayOptions
@@ -204,6 +205,14 @@ def run(options: HarvestOptions) -> None:
         print(f"dropped: {count} {reason}")
     for reason, count in islice(tally.reasons().items(), 5):
         print(f"infra_error: {count} trees were lost: {reason}")
+    for line in advice(
+        options,
+        outputs=tally.outputs,
+        malformed=tally.malformed,
+        dialogues=tally.dialogues,
+        user_faults=tally.user_faults,
+    ):
+        print(line)
     print(f"look at {options.run / 'report.html'}")
     if tally.finished < tally.tasks:
         reason = str(tally.stopped or next(iter(tally.reasons())))

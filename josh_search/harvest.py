@@ -49,8 +49,10 @@ class Tally:
     """Agent turns played: nodes of the finished trees but their roots."""
     dialogues: int = 0
     """Leaves of the finished trees: each is the end of a dialogue, or of what was played of it."""
+    outputs: int = 0
+    """Messages of the agent's in these turns, each as often as the model wrote it there."""
     malformed: Counter[str] = field(default_factory=Counter)
-    """Outputs of the agent's that were no action, by kind of mistake."""
+    """Those of them that were no action, by kind of mistake."""
     user_faults: Counter[str] = field(default_factory=Counter)
     """Those of them that a fault of the customer's ended, by its kind."""
     usage: dict[str, Usage] = field(default_factory=lambda: {"agent": Usage(), "user": Usage()})
@@ -71,6 +73,7 @@ class Tally:
         self.turns += len(record["nodes"]) - 1
         for node in record["nodes"]:
             for message in node["messages"]:
+                self.outputs += node["visits"] if message["role"] == "assistant" else 0
                 if "mistake" in message:
                     self.malformed[message["mistake"]] += node["visits"]
         inner = {node["parent"] for node in record["nodes"]}

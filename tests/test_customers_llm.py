@@ -30,7 +30,7 @@ from toolwoz_gym.types import (
     UserSimulator,
 )
 from toolwoz_gym.users import contract
-from toolwoz_gym.users.contract import BREACHES, GOODBYES, REPEATS, TURNS, breach
+from toolwoz_gym.users.contract import BREACHES, FORGIVEN, GOODBYES, REPEATS, TURNS, breach
 from toolwoz_gym.users.scripted import ScriptedUser
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "customers.md"
@@ -177,6 +177,53 @@ def test_who_only_thinks_has_said_nothing() -> None:
     for written in ("Thought: what now?", "In the north.", f"Thought: no {STOP} yet"):
         with pytest.raises(UserFault, match="said nothing"):
             said("react", written)
+
+
+@pytest.mark.parametrize(
+    ("thought", "words", "heard"),
+    [
+        ("<think>I want it for 5, but first:</think>\n\n", "A hotel.", "A hotel."),
+        (f"<think>It is too early for {STOP}.</think>\n\n", "In the north.", "In the north."),
+        (f"So, no {STOP} yet.\n</think>\n\n", "Customer: In the north.", "In the north."),
+        ("[THINK]They ask: done?[/THINK]", f"Thanks, bye!\n{STOP}", f"Thanks, bye! {STOP}"),
+        (
+            "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>",
+            "No.",
+            "No.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("form", ["goal", "react"])
+def test_thoughts_of_the_model_itself_are_not_said(
+    form: Form, thought: str, words: str, heard: str
+) -> None:
+    written = thought + ("Thought: Hm.\nReply: " if form == "react" else "") + words
+    message = ModelCustomer(CannedBackend([written]), form, STOP).reply(TASK, TALK, seed=0)
+    assert (message.content, message.raw, message.error) == (heard, written, None)
+
+
+def test_a_model_that_only_thinks_has_said_nothing() -> None:
+    for form in ("plain", "react"):
+        for written in (
+            f"<think>I want it for 5, no {STOP}",
+            "<think>So.</think>",
+            "[THINK]Reply: x",
+        ):
+            with pytest.raises(UserFault, match="said nothing"):
+                said(form, written)
+    assert said("verify", "<think>So", "<think>Or", "<think>But</think>North.") == "North."
+
+
+def test_checks_are_read_without_their_thoughts() -> None:
+    assert said("verify", "North.", "<think>Is it false? No.</think>\n\ntrue") == "North."
+    assert said("verify", "One.", "<think>Is it true?</think>false", "Two.", "true") == "Two."
+    assert said("verify", "One.", "<think>It is true", "Two.", "true") == "Two."
+    advice = "<think>Response: No.</think>Reflection: rude.\nResponse: North, please."
+    model = Recorder("One.", "false", advice, "Two.", "true")
+    ModelCustomer(model, "reflection", STOP).reply(TASK, TALK, seed=0)
+    assert model.prompts()[3].endswith(
+        "(A note that only you can see. You could say: North, please.)"
+    )
 
 
 # Checked answers.
@@ -393,7 +440,7 @@ def test_every_breach_ends_the_dialogue(kind: str, words: str) -> None:
 
 
 def test_the_kinds_above_are_all_there_are() -> None:
-    assert len(BREACHES) == 6
+    assert len(BREACHES) == 6 + len(FORGIVEN)  # for which see test_leaving.py
 
 
 def test_people_and_scripts_keep_to_the_contract(multiwoz: ToolWOZ) -> None:
@@ -404,8 +451,9 @@ def test_people_and_scripts_keep_to_the_contract(multiwoz: ToolWOZ) -> None:
             kind = breach(task, talk, words, ends=1 < number == len(task.turns))
             found[kind or "none"] += 1
             talk += [Message("user", words), Message("assistant", f"Turn {number}.")]
-    # In one turn the person who played the customer wrote the agent's line.
-    assert found == {"none": 5745, "spoke as the agent": 1}
+    # In one turn the person who played the customer wrote the agent's line, and 13 of the dialogues
+    # break off after a turn that asks for something or answers a question.
+    assert found == {"none": 5732, "spoke as the agent": 1, "left too soon": 13}
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])

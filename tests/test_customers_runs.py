@@ -101,6 +101,22 @@ def test_an_evaluation_reports_its_customers_faults(server: ChatServer, tmp_path
     assert "customer goal (m, temperature 1)" in written
 
 
+@pytest.mark.parametrize("command", ["harvest", "evaluate"])
+def test_a_run_counts_customers_that_leave_too_soon(
+    command: str, server: ChatServer, tmp_path: Path
+) -> None:
+    leaves = "Great. Can you book it for 5 people? Goodbye! END_CONVERSATION"
+    server.script = [says("I need a place to stay."), says(leaves)]
+    args = [command, "--agent", "expert", "--tasks", "1", "--user", "goal", "--run", str(tmp_path)]
+    assert (benchmark if command == "evaluate" else search_main)([*args, *reaching(server)]) == 0
+    found = summary(tmp_path)
+    if command == "harvest":
+        assert found["user_fault_kinds"] == {"left too soon": 1}
+    else:
+        assert found["results"][0]["user_faults"] == {"left too soon": 1}
+    assert not server.script
+
+
 def test_scripted_customers_have_no_faults_and_no_model(tmp_path: Path) -> None:
     args = ["--agent", "expert", "--tasks", "3", "--run"]
     assert search_main(["harvest", *args, str(tmp_path / "harvest")]) == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 from toolwoz_gym.types import Message, Mistake, ToolCall
@@ -59,6 +60,31 @@ def parse_action(text: str) -> Message:
     if _depth(arguments) > MAX_DEPTH:
         return mistake("nested too deeply", text, f"the arguments are nested too deeply; {_IS}")
     return Message("assistant", call=ToolCall(name, arguments))
+
+
+_CALL_FORMS = re.compile(
+    # marks: <tool_call>, <function=x>, [TOOL_CALLS], <|tool_calls_begin|>, <invoke name="x">, ...
+    r"[<\[]\W{0,3}(?:tool|function)(?:[ _▁]?(?:calls?|code|use|name)(?![a-z])|=)|<\|python_tag\|>"
+    r"|<invoke\b|<tools?>|</?[a-z]+(?:_[a-z]+)+>|<\|(?:start_)?action(?:_start)?\|>"
+    r"|\bfunctions\.[a-z]{1,40}_|^\W{0,3}(?:tool|function|action)\W{1,4}[a-z]+_[a-z_]+\W{0,3}$"
+    # JSON and its likes: {"name": "x", "arguments": {}}, {"search_hotel": {}}
+    r"|[\"'](?:name|tool|tool_name|function|action)[\"']\s*:[^{}]{0,200}"
+    r"[\"'](?:arguments|args|parameters|kwargs|\w{0,9}_?input)[\"']\s*:"
+    r"|[\"'](?:arguments|args|parameters|kwargs)[\"']\s*:\s*[{\"'\[]"
+    r"|\{\s*[\"'][a-z]+(?:_[a-z]+)+[\"']\s*:\s*\{|^\W{0,3}(?:arguments|action input)\W{0,3}:"
+    # code: search_hotel(area="north"), search_hotel{"area": "north"}, calculate("2 + 2")
+    r"|\b[a-z]+(?:_[a-z]+)+(?:\((?!e?s\))|\s?\(\s*[a-z_]+\s?=|\s+[a-z_]+=|(?:\[[a-z]+\]|[\s:])*\{)"
+    r"|\b[a-z]\w{0,40}\(\s*(?:[\"'{]|[a-z_]\w{0,40}\s?=(?!=))",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def holds_call(text: str) -> bool:
+    """Return whether there is a tool call in a text, in any form in which models write them.
+
+    Such a text is meant for a tool and not for a customer, whoever wrote it.
+    """
+    return _CALL_FORMS.search(text) is not None
 
 
 def format_call(call: ToolCall) -> str:

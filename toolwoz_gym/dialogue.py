@@ -79,10 +79,15 @@ class Dialogue:
             return replace(
                 episode, messages=(*episode.messages, silence), outcome="user_fault", reward=0.0
             )
-        after = replace(episode, messages=(*episode.messages, answer))
-        if self.domain.end_marker in answer.content:
-            return self._ended(after)
-        return self._limited(after)
+        spoken = answer if answer.error is None else replace(answer, error=None)
+        after = replace(episode, messages=(*episode.messages, spoken))
+        if self.domain.end_marker not in answer.content:
+            return self._limited(after)
+        ended = self._ended(after)
+        if answer.error is None or ended.reward or self.domain.is_spoiled(after.task, after.world):
+            return ended
+        # The agent could still have done it.
+        return replace(ended, messages=(*episode.messages, answer), outcome="user_fault")
 
     def cut_off(self, episode: Episode) -> Episode:
         """End a running dialogue where it stands, as the step limit would."""

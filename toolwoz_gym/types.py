@@ -15,10 +15,19 @@ Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 Outcome: TypeAlias = Literal["success", "failure", "truncated", "user_fault"]
 
 Mistake: TypeAlias = Literal[
-    "empty", "too long", "not JSON", "nested too deeply", "wrong keys", "wrong types", "no action"
+    "empty",
+    "only thoughts",
+    "too long",
+    "not JSON",
+    "nested too deeply",
+    "wrong keys",
+    "wrong types",
+    "no action",
+    "call among words",
 ]
-"""Why a message is no action. ``wrong keys``, ``wrong types``: it is a JSON object, but no tool
-call; ``no action``: it is words where its agent has to write a call."""
+"""Why a message is no action. ``only thoughts``: it ends before it says anything; ``wrong keys``,
+``wrong types``: it is a JSON object, but no tool call; ``no action``: it is words where its agent
+has to write a call; ``call among words``: a call in a form or a place in which none is read."""
 
 World: TypeAlias = Any
 """What tool calls change during one dialogue: an immutable value, private to its domain."""
@@ -307,6 +316,10 @@ class UserSimulator(Protocol):
                 messages, no tool traffic. Empty at the opening.
             seed: The episode's seed. Draw from ``derive(seed, ..., what was said)``, so that the
                 same words meet the same answer in every branch.
+
+        Returns:
+            The message. If it ends the dialogue, its ``error`` can be a kind of fault: the episode
+            then ends as ``user_fault``, unless it is a success or can no longer be one.
 
         Raises:
             UserFault: The customer cannot go on.

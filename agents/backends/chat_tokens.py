@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from agents.base import ChatMessage
-from agents.tool_formats import encodable, native_chat, read_native, tool_schema
+from agents.tool_formats import (
+    encodable,
+    native_chat,
+    opening_mark,
+    read_native,
+    tool_schema,
+    without_thoughts,
+)
 from toolwoz_gym.types import ToolSpec, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_MARK_TOKENS = 16
+"""No mark of a thought, with the line end after it, has more tokens."""
 
 
 class ChatTokens:
@@ -51,16 +61,29 @@ class ChatTokens:
                 f"take {'--tool-format text' if tools else 'another model'}"
             ) from error
 
-    def decode(self, tokens: Sequence[int], *, native: bool) -> str:
+    def decode(
+        self, tokens: Sequence[int], *, native: bool, cut_off_after: Sequence[int] = ()
+    ) -> str:
         """Return what a model wrote.
 
         Args:
             tokens: All that it wrote, but for the token that ended it.
             native: It was to call tools in its own format: the text is given as an action.
+            cut_off_after: The prompt, if a limit ended the message: thoughts that it has begun have
+                then no mark in the message.
         """
         with self._lock:
-            # The marks of a call can be special tokens.
-            text: str = self._tokenizer.decode(
-                list(tokens), skip_special_tokens=not native, clean_up_tokenization_spaces=False
-            )
-        return read_native(text) if native else text
+            # The marks of a call can be special tokens, and so can those of thoughts.
+            text, whole = (self._decode(tokens, bare=bare) for bare in (True, False))
+            mark = opening_mark(self._decode(cut_off_after[-_MARK_TOKENS:], bare=False))
+        if mark and without_thoughts(whole) == whole:
+            whole = f"{mark}\n{whole}"
+        if native:
+            return read_native(whole)
+        return text if without_thoughts(whole) == whole else whole
+
+    def _decode(self, tokens: Sequence[int], *, bare: bool) -> str:
+        text: str = self._tokenizer.decode(
+            list(tokens), skip_special_tokens=bare, clean_up_tokenization_spaces=False
+        )
+        return text

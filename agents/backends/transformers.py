@@ -254,7 +254,8 @@ class TransformersBackend:
         usage = Usage(len(tokens), len(call.written), call.cached, calls=1, seconds=seconds)
         stopped = call.written[-1] in self._stops
         written = call.written[:-1] if stopped else call.written
-        text = self._tokens.decode(written, native=bool(tools))
+        cut_off_after = () if stopped else tokens
+        text = self._tokens.decode(written, native=bool(tools), cut_off_after=cut_off_after)
         return Completion(text, usage, "stop" if stopped else "length", round(call.logprob, 6))
 
     def close(self) -> None:

@@ -220,7 +220,7 @@ class VLLMBackend:
         stopped = written.finish_reason == "stop"
         text = written.token_ids[:-1] if stopped else written.token_ids
         return Completion(
-            self._tokens.decode(text, native=bool(tools)),
+            self._tokens.decode(text, native=bool(tools), cut_off_after=() if stopped else tokens),
             Usage(
                 len(tokens),
                 len(written.token_ids),

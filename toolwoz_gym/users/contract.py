@@ -15,7 +15,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
+from toolwoz_gym.actions import holds_call
 from toolwoz_gym.types import Message, Task
+from toolwoz_gym.users.leaving import leaves_too_soon
 
 Breach: TypeAlias = Literal[
     "said nothing",
@@ -24,6 +26,7 @@ Breach: TypeAlias = Literal[
     "told all at once",
     "left at once",
     "never ends",
+    "left too soon",
 ]
 
 BREACHES: tuple[Breach, ...] = get_args(Breach)
@@ -32,7 +35,11 @@ wrote the agent's part too, or said the agent's words after it. ``told all at on
 message has nearly all words of a long instruction. ``left at once``: its opening ends the dialogue.
 ``never ends``: it says goodbye and goodbye again but does not go, gives the same long answer to
 whatever it is asked, or any answer to the same words again and again, or talks for longer than
-anyone."""
+anyone. ``left too soon``: it ends the dialogue with a message that still wants something of the
+agent's (:mod:`toolwoz_gym.users.leaving`)."""
+
+FORGIVEN = frozenset[Breach](("left too soon",))
+"""What is no fault of a customer's that has got all it wants, or can no longer get it."""
 
 LONG_INSTRUCTION = 25
 """An instruction of fewer different words can well be told at once."""
@@ -68,19 +75,17 @@ def breach(task: Task, messages: Sequence[Message], words: str, *, ends: bool) -
         "told all at once": tells_all(task.instruction, words),
         "left at once": not messages and ends,
         "never ends": not ends and never_ends(words, mine, agent),
+        "left too soon": ends and leaves_too_soon(task, messages, words),
     }
     return next((kind for kind in BREACHES if found[kind]), None)
 
 
-_CALL = re.compile(
-    r"\A\s*(?:\{|\[\s*[{\"\]])|```|</?(?:tool|function)_?call"
-    r"|\"(?:name|arguments|parameters)\"\s*:|\b[a-z]+(?:_[a-z]+)+\s?\("
-)
+_CODE = re.compile(r"\A\s*(?:\{|\[\s*[{\"\]])|```|\"name\"\s*:")
 
 
 def calls_a_tool(words: str) -> bool:
     """Return whether a message holds a tool call, JSON or code."""
-    return _CALL.search(words) is not None
+    return holds_call(words) or _CODE.search(words) is not None
 
 
 _AGENTS_WORDS = re.compile(

@@ -110,10 +110,15 @@ def _ids(text: str) -> frozenset[str]:
 def _known(task: Task) -> set[str]:
     """Return the names of all records that the customer's task is about."""
     known = set(_ids(task.instruction))
-    for goal in task.goals:
-        for value in _leaves(goal.arguments.values()):
-            known |= _ids(value)
+    for value in goal_values(task):
+        known |= _ids(value)
     return known
+
+
+def goal_values(task: Task) -> Iterable[str]:
+    """Yield every value in the goals of a task, as text."""
+    for goal in task.goals:
+        yield from _leaves(goal.arguments.values())
 
 
 def _leaves(values: Iterable[object]) -> Iterable[str]:
