@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -153,6 +153,37 @@ def breaks_off_a_stream(handler: Handler) -> None:
     event = {"object": "chat.completion.chunk", "choices": [{"delta": {"content": "Hel"}}]}
     body = f"data: {json.dumps(event)}\n\n".encode()
     handler.send(body, headers={"Content-Type": "text/event-stream"})
+
+
+def drips(handler: Handler) -> None:
+    """Send an answer that never ends, byte by byte."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    _for_ever(handler, b" ", pause=0.02)
+
+
+def floods(handler: Handler) -> None:
+    """Send an answer that never ends, as fast as it is read."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    _for_ever(handler, b" " * (1 << 16))
+
+
+def drips_headers(handler: Handler) -> None:
+    """Begin an answer that never gets beyond its headers."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    _for_ever(handler, b"x", pause=0.02, in_headers=True)
+
+
+def _for_ever(
+    handler: Handler, piece: bytes, *, pause: float = 0.0, in_headers: bool = False
+) -> None:
+    handler.close_connection = True
+    if not in_headers:
+        handler.end_headers()
+    with suppress(OSError):  # whoever asked has had enough
+        while not handler.state.closing.wait(pause):
+            handler.wfile.write(piece)
 
 
 @contextmanager

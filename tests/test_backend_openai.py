@@ -942,12 +942,6 @@ def test_an_unknown_price_is_not_zero(server: ChatServer) -> None:
         unknown.check()
 
 
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://x/v1", "", "http://"])
-def test_addresses_that_are_none(url: str) -> None:
-    with pytest.raises(UsageError, match="no address"):
-        OpenAIBackend.connect("m", url)
-
-
 def test_keys_that_are_none(monkeypatch: pytest.MonkeyPatch, server: ChatServer) -> None:
     monkeypatch.setenv(KEY_VARIABLE, "sk\nx")
     with pytest.raises(UsageError, match="characters"):
@@ -955,45 +949,6 @@ def test_keys_that_are_none(monkeypatch: pytest.MonkeyPatch, server: ChatServer)
     monkeypatch.setenv(KEY_VARIABLE, " ")
     with pytest.raises(UsageError, match=f"set {KEY_VARIABLE}"):
         OpenAIBackend.connect("gpt-4o")
-
-
-def test_passwords_in_addresses_are_not_shown(server: ChatServer) -> None:
-    server.default = fails(404)
-    server.url = server.url.replace("http://", "http://me:password@")
-    with pytest.raises(BackendError) as raised:
-        ask(server)
-    assert "password" not in str(raised.value)
-
-
-# LiteLLM.
-
-
-@pytest.mark.skipif(find_spec("litellm") is None, reason="LiteLLM is not installed")
-@pytest.mark.filterwarnings("ignore")  # it takes the warnings of its own types for faults
-def test_litellm(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
-    overflow = fails(
-        400,
-        "This model's maximum context length is 9 tokens. However, your messages resulted in 10",
-        code="context_length_exceeded",
-    )
-    server.script = [
-        fails(503, "busy"),
-        answers(completion(usage=usage)),
-        overflow,
-        fails(401, f"Incorrect API key provided: {KEY}"),
-    ]
-    budget = Budget(max_usd=1)
-    with OpenAIBackend.litellm("openai/gpt-4o", patience=QUICK, budget=budget) as backend:
-        answer = backend.complete(PROMPT, Sampling())
-        assert answer == HELLO and answer.usage.retries == 1
-        assert backend.complete(PROMPT, Sampling()).finish == "context"
-        with pytest.raises(BackendError, match="API key") as raised:
-            backend.complete(PROMPT, Sampling())
-    assert KEY not in "".join(traceback.format_exception(raised.value))
-    assert len(server.requests) == 4
 
 
 @pytest.mark.skipif(find_spec("litellm") is not None, reason="LiteLLM is installed")

@@ -172,9 +172,10 @@ def _call(message: Mapping[str, Any]) -> str | None:
 
     A turn is one action, so further calls are dropped, and so are words beside a call.
     """
-    made = [*_list(message.get("tool_calls")), *_list(message.get("function_call"))]
+    listed = [*_list(message.get("tool_calls")), *_list(message.get("function_call"))]
+    made = [call for call in listed if isinstance(call, Mapping)]
     for call in made:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
+        function = call.get("function", call)
         if isinstance(function, Mapping) and isinstance(function.get("name"), str):
             return written_call(function["name"], _arguments(function.get("arguments")))
     return malformed(json.dumps(made, ensure_ascii=False), native=True) if made else None

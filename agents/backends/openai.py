@@ -36,7 +36,7 @@ from agents.backends.retry import (
     unreadable_output,
     wants_too_much,
 )
-from agents.backends.spending import OPENAI, Budget, Price, prices
+from agents.backends.spending import OPENAI, Budget, Price, is_openai, prices
 from agents.backends.transport import LARGEST, BrokenAnswer, Connections
 from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
 from agents.tool_formats import encodable, in_protocol, native_chat, tool_schema
@@ -44,8 +44,6 @@ from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """The environment variable that holds the API key."""
-
-_HOST = urlsplit(OPENAI).hostname
 
 _NOT_ESSENTIAL = ("logprobs", "top_logprobs", "parallel_tool_calls", "seed")
 """Parameters that are left out for a server that refuses them."""
@@ -159,11 +157,11 @@ class OpenAIBackend:
         """
         address = _address(base_url)
         key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not key and address.hostname == _HOST:
+        if not key and is_openai(base_url):
             raise UsageError(f"OpenAI's service needs an API key: set {KEY_VARIABLE}")
         if not (key.isascii() and key.isprintable()):
             raise UsageError(f"{KEY_VARIABLE} has characters that no key has")
-        if address.hostname == _HOST:
+        if is_openai(base_url):
             options.setdefault("price", prices().get(f"openai/{model}"))
         user, at, host = address.netloc.rpartition("@")
         place = address._replace(netloc=host, query="")

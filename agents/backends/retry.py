@@ -71,6 +71,9 @@ _NO_JSON = re.compile(
 _NOTHING = "column 1 (char 0)"
 """Where a text is no JSON from its beginning: of a broken page, gateways say so, too."""
 
+_MOST_SAID = 10_000
+"""Characters of a server's words that are looked at."""
+
 _OF_THE_REQUEST = re.compile(r"messages\W|tool_call_id|not support|must be|requires?\b")
 """Words of errors that are about what was sent."""
 
@@ -107,7 +110,7 @@ class Refusal(Exception):
         details = error if isinstance(error, dict) else {}
         words = (error, details.get("message"), details.get("detail"), text, f"HTTP {status}")
         said = next(word for word in words if isinstance(word, str) and word.strip())
-        return cls(status, said, details, body, headers)
+        return cls(status, said[:_MOST_SAID], details, body, headers)
 
     def detail(self, name: str) -> str:
         """Return a part of the description as text; ``""`` if it has no such part."""

@@ -6,15 +6,15 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agents.backends.retry import Refusal
+from agents.backends.retry import FAILED, Refusal
 from agents.backends.transport import LARGEST, BrokenAnswer, Connections, Unreached
 from toolwoz_gym.types import UsageError
 
 _HOP = ("host", "content-length", "accept-encoding", "connection", "transfer-encoding")
 """Headers of a request that whoever sends it writes."""
 
-_UNPACKED = ("content-encoding", "content-length", "transfer-encoding", "location")
-"""Headers that do not hold for an answer that was unpacked and must not be followed elsewhere."""
+_UNPACKED = ("content-encoding", "content-length", "transfer-encoding")
+"""Headers that do not hold for an answer that was unpacked."""
 
 
 def reach(model: str, timeout: float) -> tuple[Callable[..., Any], Callable[[], None]]:
@@ -61,6 +61,9 @@ def reach(model: str, timeout: float) -> tuple[Callable[..., Any], Callable[[], 
                 )
             except (Unreached, BrokenAnswer) as error:
                 raise httpx.ReadError(str(error), request=request) from error
+            if 300 <= reply.status < 400:
+                elsewhere = Refusal.of(reply.status, "", reply.headers)
+                raise httpx.ReadError(str(elsewhere), request=request) from elsewhere
             kept = [(k, v) for k, v in reply.headers.items() if k.lower() not in _UNPACKED]
             return httpx.Response(reply.status, headers=kept, content=reply.body, request=request)
 
@@ -72,10 +75,12 @@ def reach(model: str, timeout: float) -> tuple[Callable[..., Any], Callable[[], 
         try:
             answer = litellm.completion(**request, timeout=timeout, max_retries=0, num_retries=0)
         except OpenAIError as error:
-            raise _translated(error) from error
+            failure = _translated(error)
         except ImportError as error:  # some services want packages that LiteLLM does not bring
             raise _not_installed(error) from error
-        return answer.model_dump()
+        else:
+            return answer.model_dump()
+        raise failure  # here, where it keeps its cause
 
     return send, connections.close
 
@@ -97,8 +102,8 @@ def _translated(error: Exception) -> Exception:
 
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, (Unreached, BrokenAnswer)):
-            return type(cause)(str(cause))
+        if isinstance(cause, FAILED):  # ours, below LiteLLM's
+            return cause
         cause = cause.__cause__ or cause.__context__
     said = str(getattr(error, "message", "") or error)
     status = getattr(error, "status_code", None)
@@ -106,8 +111,8 @@ def _translated(error: Exception) -> Exception:
         return BrokenAnswer(said)  # what LiteLLM could not make sense of
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     # What the service answered stands in the message, after LiteLLM's words.
-    _, brace, rest = said.partition("{")
-    refusal = Refusal.of(status, brace + rest if brace else said, headers)
+    answered = said[said.find("{") : said.rfind("}") + 1]
+    refusal = Refusal.of(status, answered or said, headers)
     if not refusal.details:
         refusal.said = said
         body = getattr(error, "body", None)
