@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chat_server import Behaviour, ChatServer, answers, chat_server, completion, fails, says, writes
+from chat_server import (
+    Behaviour,
+    ChatServer,
+    Handler,
+    answers,
+    chat_server,
+    completion,
+    fails,
+    says,
+    writes,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -424,21 +434,50 @@ def test_a_server_that_breaks_down_at_one_prompt_alone(
     server: ChatServer, fault: Behaviour
 ) -> None:
     """Whether it is alive is tried with another prompt, and the same tools."""
-    server.script = [fault] * QUICK.tries
+
+    def trips(handler: Handler) -> None:
+        """Fail at the prompt, and at no other."""
+        asked = handler.state.requests[-1]
+        (fault if asked["messages"] == PROMPT else says("Hello!"))(handler)
+
+    server.default = trips
     answer = ask(server)
     assert parse_action(answer.text).mistake == "wrong keys"
     assert (answer.usage, answer.usage.calls, answer.usage.retries) == (Usage(10, 2), 1, 2)
-    assert server.requests[-1]["messages"] != server.requests[0]["messages"]
-    assert server.requests[-1]["tools"] == server.requests[0]["tools"]
-    server.default = fault
+    assert [r["tools"] for r in server.requests] == [server.requests[0]["tools"]] * 5
     with pytest.raises(BackendError, match=r"HTTP 500: .*\(3 tries\)"):
-        ask(server)
-    server.script, server.default = [fault] * QUICK.tries, says("Hello!")
-    with pytest.raises(BackendError):
         ask(server, tools=False)  # no parser is at work there
+
+
+def test_a_server_that_breaks_down_at_every_prompt(server: ChatServer) -> None:
+    server.default = fails(500, "oops")
+    with pytest.raises(BackendError, match=r"HTTP 500: oops \(3 tries\)"):
+        ask(server)
+    server.script, server.default = [fails(500, "oops")] * QUICK.tries, says("Hello!")
+    assert ask(server).text == "Hello!", "it was down, and is back"
     server.script = [fails(503, "busy")] * QUICK.tries
     with pytest.raises(BackendError, match="busy"):
         ask(server)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ({"message": "slow down", "code": 429}, r"HTTP 429: slow down \(3 tries\)"),
+        ({"message": "upstream", "code": "x"}, r"HTTP 500: upstream \(3 tries\)"),
+        ("no", r"HTTP 500: no \(3 tries\)"),
+        ({"message": "wrong key", "code": 401}, "API key .*: HTTP 401: wrong key$"),
+    ],
+)
+def test_an_error_that_looks_like_a_good_answer(
+    server: ChatServer, error: object, said: str
+) -> None:
+    server.default = answers({"error": error, "choices": None})
+    with pytest.raises(BackendError, match=said):
+        ask(server)
+    generation = {"message": "no", "code": 400, "failed_generation": "find("}
+    server.default = answers({"error": generation})
+    assert parse_action(ask(server).text).error is not None
 
 
 # JSON that Python does not read.
@@ -469,3 +508,10 @@ def test_arguments_that_cannot_be_read_are_a_mistake(server: ChatServer, argumen
     server.default = answers(completion(choices=[{"message": finding(arguments)}]))
     assert parse_action(ask(server).text).error is not None
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("depth", [100, 400, 700, 900, 950, 980])
+def test_arguments_as_deep_as_python_reads(server: ChatServer, depth: int) -> None:
+    body = json.dumps(completion(choices=[{"message": finding("HERE")}]))
+    server.script = [writes(body.replace('"HERE"', '{"a":' * depth + "{}" + "}" * depth).encode())]
+    assert parse_action(ask(server).text).mistake in ("nested too deeply", None)

@@ -81,9 +81,7 @@ def read_answer(answer: object, usage: Usage, *, native: bool) -> tuple[Completi
         raise BrokenAnswer("the answer is no chat completion")
     choice = next((c for c in _list(answer.get("choices")) if isinstance(c, Mapping)), None)
     if choice is None:
-        error = answer.get("error")
-        said = error.get("message") if isinstance(error, Mapping) else error
-        raise BrokenAnswer(f"the answer is no chat completion ({said or 'no choices'})")
+        raise BrokenAnswer("the answer is no chat completion (no choices)")
     message = choice.get("message")
     if not isinstance(message, Mapping):
         raise BrokenAnswer("the answer is no chat completion (no message)")

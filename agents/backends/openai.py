@@ -64,7 +64,6 @@ log-probability takes 300."""
 _SEEDS = 1 << 31
 """Seeds are sent modulo this: llama.cpp reads 32 bits, and the largest such number as "any"."""
 
-
 _PROBE = [{"role": "user", "content": "Hello."}]
 """What a server is asked that may be broken for one prompt alone."""
 
@@ -238,7 +237,8 @@ class OpenAIBackend:
         try:
             answer: Completion = retrying(self._ask, request, bills)
         except FAILED as error:
-            if not self._fails_alone(error, request, bills):
+            last = self._once_more(error, request, bills)
+            if last is None:
                 tries = retrying.statistics["attempt_number"]
                 often = f" ({tries} tries)" if tries > 1 else ""
                 nobody = is_unreachable(error) and not self._answered
@@ -246,7 +246,7 @@ class OpenAIBackend:
                 kind = RunStopped if nobody or concerns_all(error) else BackendError
                 # Not chained: the server's words can repeat the key.
                 raise kind(self._line(f"{describe(error)}{often}{hint}")) from None
-            answer = self._unread(describe(error), native=True)
+            answer = last
         retries = retrying.statistics["attempt_number"] - 1
         call = Usage(calls=1, retries=retries, seconds=time.perf_counter() - began)
         return replace(answer, usage=sum(bills, call))
@@ -342,10 +342,13 @@ class OpenAIBackend:
         usage = tokens(answer)
         try:
             completion, odd = read_answer(answer, usage, native=native)
-        except (BrokenAnswer, BackendError) as error:
+        except (BrokenAnswer, RecursionError) as error:
             self._charge(_stated(usage), bills)
             if isinstance(error, BrokenAnswer):
                 raise
+            raise BrokenAnswer("the answer is nested too deeply") from None
+        except BackendError as error:
+            self._charge(usage, bills)
             raise BackendError(self._line(str(error))) from None
         self._charge(usage, bills)
         if odd is not None:
@@ -359,21 +362,34 @@ class OpenAIBackend:
         self._note("the server could not read what the model wrote: counted as its mistake")
         return Completion(malformed(wrote, native=native), Usage(), "stop")
 
-    def _fails_alone(
+    def _once_more(
         self, error: Exception, request: Mapping[str, Any], bills: list[Usage]
-    ) -> bool:
-        """Return whether a server that shows tools breaks down at one prompt alone.
+    ) -> Completion | None:
+        """Ask a last time, if a server that shows tools may break down at this prompt alone.
 
-        Its parser then trips over what the model writes there each time. A server that is down, or
-        that breaks down at tools of any kind, answers nothing else either.
+        If it answers another prompt and breaks down at this one again, its parser trips over what
+        the model writes there: a mistake of the model's. A server that is down, or that breaks down
+        at tools of any kind, does not answer the other either.
+
+        Args:
+            error: What all tries ended with.
+            request: What was asked.
+            bills: What the answers cost is added here.
+
+        Returns:
+            The answer, or the mistake; None: the error stands.
         """
         if not isinstance(error, Refusal) or error.status != 500 or "tools" not in request:
-            return False
+            return None
         try:
             self._ask({**request, "messages": _PROBE}, bills)
         except FAILED:
-            return False
-        return True
+            return None
+        try:
+            return self._ask(request, bills)
+        except FAILED as again:
+            is_same = isinstance(again, Refusal) and again.status == 500
+            return self._unread(describe(again), native=True) if is_same else None
 
     def _charge(self, usage: Usage, bills: list[Usage]) -> None:
         """Charge what an answer cost."""

@@ -125,16 +125,22 @@ def accepted(reply: Reply) -> Any:
     """Return the JSON of an answer.
 
     Raises:
-        Refusal: It is an error.
+        Refusal: It is an error, perhaps with the status of a good answer.
         BrokenAnswer: It is no JSON that Python reads.
     """
     if not 200 <= reply.status < 300:
-        text = reply.body.decode("utf-8", "replace")
-        raise Refusal.of(reply.status, text, reply.headers)
+        raise Refusal.of(reply.status, reply.body.decode("utf-8", "replace"), reply.headers)
     try:
-        return json.loads(reply.body)
+        answer = json.loads(reply.body)
     except (ValueError, RecursionError):  # the second: nested deeply
         raise BrokenAnswer("the answer is not valid JSON") from None
+    if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):
+        refusal = Refusal.of(500, reply.body.decode("utf-8", "replace"), reply.headers)
+        code = refusal.details.get("code")
+        if isinstance(code, int) and 400 <= code < 600:
+            refusal.status = code
+        raise refusal
+    return answer
 
 
 @dataclass(frozen=True, slots=True)
