@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -70,7 +71,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # whoever asked has had enough
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Write no log."""
@@ -187,11 +189,14 @@ def _for_ever(
 
 
 @contextmanager
-def chat_server() -> Iterator[ChatServer]:
+def chat_server(encrypted: ssl.SSLContext | None = None) -> Iterator[ChatServer]:
     """Run a server on a free port of this machine."""
     handler = type("Bound", (Handler,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     state = handler.state = ChatServer(f"http://127.0.0.1:{server.server_port}/v1")
+    if encrypted:
+        server.socket = encrypted.wrap_socket(server.socket, server_side=True)
+        state.url = state.url.replace("http", "https", 1)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +29,7 @@ from chat_server import (
     floods,
 )
 
+from agents.backends import transport
 from agents.backends.openai import KEY_VARIABLE, OpenAIBackend
 from agents.backends.retry import Patience
 from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
@@ -229,6 +234,26 @@ def test_garbage_is_no_answer(server: ChatServer) -> None:
 
         server.script = [answer]
         assert ask(server).usage.retries == 1
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl here")
+def test_encrypted_connections(
+    server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 9"
+    names = "-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem"
+    subprocess.run([*make.split(), *names.split()], cwd=tmp_path, check=True, capture_output=True)
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with chat_server(own) as encrypted:
+        assert "certificate verify failed" in error_of(encrypted)
+        trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        monkeypatch.setattr(transport, "_certificates", lambda: trusting)
+        with OpenAIBackend.connect("m", encrypted.url, patience=ONCE) as backend:
+            assert [backend.complete(PROMPT, Sampling()) for _ in range(3)] == [HELLO] * 3
+        assert len(encrypted.connections) == 1
+        encrypted.default = drips
+        assert "timed out" in error_of(encrypted, timeout=0.3)
 
 
 # Addresses.

@@ -21,6 +21,9 @@ from toolwoz_gym.types import Usage
 _MOST_TOKENS = 10_000_000
 """More tokens than any model reads: who counts more is not believed."""
 
+_MOST_OF_A_REASON = 40
+"""Characters of a reason for finishing that are shown."""
+
 Ending: TypeAlias = Literal["whole", "cut off", "filtered", "broken off", "malformed", "unknown"]
 
 _ENDINGS: tuple[tuple[Ending, re.Pattern[str]], ...] = (
@@ -85,8 +88,8 @@ def read_answer(answer: object, usage: Usage, *, native: bool) -> tuple[Completi
     message = choice.get("message")
     if not isinstance(message, Mapping):
         raise BrokenAnswer("the answer is no chat completion (no message)")
-    reason = choice.get("finish_reason")
-    meaning = ending(reason)
+    meaning = ending(choice.get("finish_reason"))
+    reason = " ".join(str(choice.get("finish_reason")).split())[:_MOST_OF_A_REASON]
     if meaning == "filtered":
         raise BackendError(f"a content filter ended the answer ({reason})")
     if meaning == "broken off":
@@ -103,9 +106,8 @@ def read_answer(answer: object, usage: Usage, *, native: bool) -> tuple[Completi
     if meaning == "unknown" and not text.strip():
         raise BrokenAnswer(f"the answer is empty, and ended for an unknown reason ({reason})")
     finish: Literal["stop", "length"] = "length" if meaning == "cut off" else "stop"
-    return Completion(text, usage, finish, _logprob(choice)), (
-        str(reason) if meaning == "unknown" else None
-    )
+    odd = reason if meaning == "unknown" else None
+    return Completion(text, usage, finish, _logprob(choice)), odd
 
 
 def malformed(written: str, *, native: bool) -> str:

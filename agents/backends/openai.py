@@ -349,12 +349,10 @@ class OpenAIBackend:
             raise BrokenAnswer("the answer is nested too deeply") from None
         except BackendError as error:
             self._charge(usage, bills)
-            raise BackendError(self._line(str(error))) from None
+            raise BackendError(self._line(describe(error))) from None
         self._charge(usage, bills)
         if odd is not None:
-            self._note(
-                f"a message ended for the reason {odd!r}, which is not known: taken as whole"
-            )
+            self._note("a message ended for an unknown reason, and counts as whole", f" ({odd})")
         return completion
 
     def _unread(self, wrote: str, *, native: bool) -> Completion:
@@ -397,13 +395,13 @@ class OpenAIBackend:
         self._budget.charge(usage)
         bills.append(usage)
 
-    def _note(self, oddity: str) -> None:
+    def _note(self, oddity: str, example: str = "") -> None:
         """Count something that is odd, and tell of it the first time."""
         with self._lock:
             self._oddities[oddity] += 1
             is_first = self._oddities[oddity] == 1
         if is_first:
-            _log.warning("%s", self._line(oddity))
+            _log.warning("%s", self._line(f"{oddity}{example}"))
 
     def _tell(self, state: RetryCallState) -> None:
         """Say now and then that a server does not answer: nobody else does for minutes."""

@@ -315,4 +315,5 @@ def _asked_wait(error: BaseException) -> float:
 def _line(text: str) -> str:
     """Return the first line of a text, cut to what fits a terminal."""
     line = (text.strip() or "no reason given").splitlines()[0]
-    return line if len(line) <= 300 else f"{line[:300]}…"
+    shown = "".join(letter if letter.isprintable() else "?" for letter in line[:300])
+    return shown if len(line) <= 300 else f"{shown}…"
