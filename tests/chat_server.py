@@ -42,6 +42,10 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     state: ChatServer
 
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # whoever asked has had enough
+            super().handle()
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         state = self.state
@@ -71,8 +75,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
-        with suppress(ConnectionError):  # whoever asked has had enough
-            self.wfile.write(body)
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Write no log."""
@@ -183,9 +186,8 @@ def _for_ever(
     handler.close_connection = True
     if not in_headers:
         handler.end_headers()
-    with suppress(OSError):  # whoever asked has had enough
-        while not handler.state.closing.wait(pause):
-            handler.wfile.write(piece)
+    while not handler.state.closing.wait(pause):
+        handler.wfile.write(piece)
 
 
 @contextmanager

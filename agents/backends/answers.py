@@ -57,7 +57,7 @@ _ENDINGS: tuple[tuple[Ending, re.Pattern[str]], ...] = (
 def ending(reason: object) -> Ending:
     """Return what a reason for finishing means."""
     name = reason.get("type") if isinstance(reason, Mapping) else reason
-    letters = re.sub(r"[^a-z]", "", str(name or "").lower())
+    letters = re.sub(r"[^a-z]", "", str(name or "")[:100].lower())
     for meaning, pattern in _ENDINGS:
         if pattern.fullmatch(letters):
             return meaning

@@ -16,6 +16,7 @@ from email.message import Message
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
 from io import BufferedReader, RawIOBase
 from socket import socket
+from threading import Lock
 from typing import Any, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
@@ -57,6 +58,7 @@ class Connections:
         """Begin without any."""
         self._idle: defaultdict[Origin, list[_Line]] = defaultdict(list)
         self._closed = False
+        self._lock = Lock()
 
     def exchange(
         self,
@@ -95,29 +97,33 @@ class Connections:
             raise Unreached("the request timed out") from None
         except (OSError, HTTPException) as error:
             raise Unreached(f"connection error ({str(error) or repr(error)})") from error
-        if line.is_open and not self._closed:
-            self._idle[_origin(address)].append(line)
-        else:
-            line.close()
+        with self._lock:
+            if line.is_open and not self._closed:
+                self._idle[_origin(address)].append(line)
+            else:
+                line.close()
         return reply
 
     def close(self) -> None:
         """Close the connections that no request uses; the others are closed after it."""
-        self._closed = True
-        for lines in self._idle.values():
-            while lines:
-                lines.pop().close()
+        with self._lock:
+            self._closed = True
+            for line in sum(self._idle.values(), []):
+                line.close()
+            self._idle.clear()
 
     def _line(self, address: SplitResult, deadline: float) -> _Line:
         """Return a connection, an idle one if there is one that still stands."""
-        idle = self._idle[_origin(address)]
-        while idle:
-            line = idle.pop()
+        while True:
+            with self._lock:
+                idle = self._idle[_origin(address)]
+                line = idle.pop() if idle else None
+            if line is None:
+                return _Line(address, deadline)
             if line.stands():
                 line.deadline = deadline
                 return line
             line.close()
-        return _Line(address, deadline)
 
 
 class _Line:
@@ -175,8 +181,8 @@ class _Line:
         largest: int,
     ) -> Reply:
         """Send a request and read the answer."""
-        path = address._replace(scheme="", netloc="", fragment="", path=address.path or "/")
-        self._http.request(method, path.geturl(), body, dict(headers))
+        query = f"?{address.query}" if address.query else ""
+        self._http.request(method, f"{address.path or '/'}{query}", body, dict(headers))
         with self._http.getresponse() as response:
             return Reply(response.status, response.headers, _read(response, largest))
 
