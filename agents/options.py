@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, Self, TypeAlias
 from agents import act, react, tool_calling
 from agents.backends.canned import ReplayBackend
 from agents.backends.journal import Journal, Notebook, Recorded, Recording
-from agents.backends.spending import OPENAI, Budget
+from agents.backends.spending import OPENAI, Budget, is_openai
 from agents.base import Agent, AgentFactory, Backend
 from agents.customers import (
     FORMS,
@@ -207,7 +207,7 @@ class AgentOptions:
         if self.backend == "canned":
             return forced  # as in the recorded run
         if self.backend in _SERVERS:
-            return forced or self.backend == "litellm" or self.base_url == OPENAI
+            return forced or self.backend == "litellm" or is_openai(self.base_url)
         native = _has_tool_format(self.model, silences=not forced)
         if forced and not native:
             raise UsageError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +41,10 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     state: ChatServer
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # whoever asked has had enough
+            super().handle()
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -155,12 +160,45 @@ def breaks_off_a_stream(handler: Handler) -> None:
     handler.send(body, headers={"Content-Type": "text/event-stream"})
 
 
+def drips(handler: Handler) -> None:
+    """Send an answer that never ends, byte by byte."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    _for_ever(handler, b" ", pause=0.02)
+
+
+def floods(handler: Handler) -> None:
+    """Send an answer that never ends, as fast as it is read."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    _for_ever(handler, b" " * (1 << 16))
+
+
+def drips_headers(handler: Handler) -> None:
+    """Begin an answer that never gets beyond its headers."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    _for_ever(handler, b"x", pause=0.02, in_headers=True)
+
+
+def _for_ever(
+    handler: Handler, piece: bytes, *, pause: float = 0.0, in_headers: bool = False
+) -> None:
+    handler.close_connection = True
+    if not in_headers:
+        handler.end_headers()
+    while not handler.state.closing.wait(pause):
+        handler.wfile.write(piece)
+
+
 @contextmanager
-def chat_server() -> Iterator[ChatServer]:
+def chat_server(encrypted: ssl.SSLContext | None = None) -> Iterator[ChatServer]:
     """Run a server on a free port of this machine."""
     handler = type("Bound", (Handler,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     state = handler.state = ChatServer(f"http://127.0.0.1:{server.server_port}/v1")
+    if encrypted:
+        server.socket = encrypted.wrap_socket(server.socket, server_side=True)
+        state.url = state.url.replace("http", "https", 1)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

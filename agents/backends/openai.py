@@ -7,48 +7,43 @@ whole or not at all.
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
-import math
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from threading import BoundedSemaphore, Event
+from threading import BoundedSemaphore, Event, Lock
 from typing import Any, Self, TypedDict, Unpack
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
-from openai import APIStatusError, DefaultHttpxClient, OpenAI, Timeout
-from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 from tenacity import RetryCallState
 
+from agents.backends.answers import malformed, read_answer, tokens
 from agents.backends.retry import (
     FAILED,
     Patience,
+    Refusal,
+    accepted,
     concerns_all,
     describe,
     is_unreachable,
     overflows,
     refused_parameter,
+    unreadable_output,
     wants_too_much,
 )
-from agents.backends.spending import OPENAI, Budget, Price, prices
+from agents.backends.spending import OPENAI, Budget, Price, is_openai, prices
+from agents.backends.transport import LARGEST, BrokenAnswer, Connections
 from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
-from agents.tool_formats import (
-    encodable,
-    in_protocol,
-    native_chat,
-    read_native,
-    tool_schema,
-    written_call,
-)
+from agents.tool_formats import encodable, in_protocol, native_chat, tool_schema
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """The environment variable that holds the API key."""
-
-_HOST = urlsplit(OPENAI).hostname
-
-_NO_KEY = "none"
 
 _NOT_ESSENTIAL = ("logprobs", "top_logprobs", "parallel_tool_calls", "seed")
 """Parameters that are left out for a server that refuses them."""
@@ -61,58 +56,16 @@ _SILENCE = 60.0
 
 _log = logging.getLogger(__name__)
 
+_LARGEST_EMPTY = 1 << 20
+_LARGEST_TOKEN = 1 << 12
+"""Bytes of an answer without a token, and so many more for each that it may have: a token with its
+log-probability takes 300."""
+
 _SEEDS = 1 << 31
 """Seeds are sent modulo this: llama.cpp reads 32 bits, and the largest such number as "any"."""
 
-
-class _Function(BaseModel):
-    name: str
-    arguments: str | None = None
-
-
-class _ToolCall(BaseModel):
-    function: _Function
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-
-
-class _Token(BaseModel):
-    logprob: float
-
-
-class _Logprobs(BaseModel):
-    content: list[_Token] | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-
-
-class _Answer(BaseModel):
-    """What is read of a chat completion. Anything that does not fit is a broken answer."""
-
-    choices: list[_Choice] = Field(min_length=1)
-
-
-class _PromptDetails(BaseModel):
-    cached_tokens: NonNegativeInt | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: NonNegativeInt | None = None
-    completion_tokens: NonNegativeInt | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-
-
-class _Bill(BaseModel):
-    """What is read of an answer even if it is broken. What does not fit is not known."""
-
-    usage: _Usage | None = None
+_PROBE = [{"role": "user", "content": "Hello."}]
+"""What a server is asked that may be broken for one prompt alone."""
 
 
 class _Options(TypedDict, total=False):
@@ -176,6 +129,8 @@ class OpenAIBackend:
         self._answered = False  # whether the server has ever answered, if only with an error
         self._told = -_SILENCE
         self._refused: set[str] = set()  # parameters that the server does not take
+        self._oddities: Counter[str] = Counter()
+        self._lock = Lock()
 
     @classmethod
     def connect(
@@ -199,32 +154,39 @@ class OpenAIBackend:
         Raises:
             UsageError: The address is none, or OpenAI's service is to be used without a key.
         """
-        address = urlsplit(base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise UsageError(
-                f"{base_url!r} is no address of a server: give one like http://localhost:8000/v1"
-            )
+        address = _address(base_url)
         key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not key and address.hostname == _HOST:
+        if not key and is_openai(base_url):
             raise UsageError(f"OpenAI's service needs an API key: set {KEY_VARIABLE}")
         if not (key.isascii() and key.isprintable()):
             raise UsageError(f"{KEY_VARIABLE} has characters that no key has")
-        if address.hostname == _HOST:
+        if is_openai(base_url):
             options.setdefault("price", prices().get(f"openai/{model}"))
-        client = OpenAI(
-            api_key=key or _NO_KEY,
-            base_url=base_url,
-            max_retries=0,  # there is one way to retry, and it is ours
-            timeout=Timeout(timeout, connect=min(timeout, 10.0)),
-            http_client=DefaultHttpxClient(trust_env=False),
-        )
-        return cls(
-            client.chat.completions.create,
-            model,
-            place=f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}",
-            close=client.close,
-            **options,
-        )
+        user, at, host = address.netloc.rpartition("@")
+        place = address._replace(netloc=host, query="")
+        url = address._replace(netloc=host, path=f"{address.path}/chat/completions").geturl()
+        secret = base64.b64encode(unquote(user).encode()).decode()
+        headers = {
+            "Authorization": f"Basic {secret}" if at else f"Bearer {key or 'none'}",
+            "Content-Type": "application/json",
+            "User-Agent": "toolwoz-gym",
+        }
+        connections = Connections()
+
+        def send(**request: Any) -> Any:
+            most = request.get("max_tokens") or request["max_completion_tokens"]
+            body = json.dumps(request | request.pop("extra_body", {})).encode()
+            reply = connections.exchange(
+                "POST",
+                url,
+                headers,
+                body,
+                seconds=timeout,
+                largest=min(LARGEST, _LARGEST_EMPTY + most * _LARGEST_TOKEN),
+            )
+            return accepted(reply)
+
+        return cls(send, model, place=place.geturl(), close=connections.close, **options)
 
     @classmethod
     def litellm(cls, model: str, *, timeout: float = 120.0, **options: Unpack[_Options]) -> Self:
@@ -236,24 +198,13 @@ class OpenAIBackend:
             **options: Further arguments of the class. The price is looked up.
 
         Raises:
-            UsageError: LiteLLM is not installed.
+            UsageError: LiteLLM is not installed, or does not know the service.
         """
-        # Without it, importing LiteLLM asks the network for its table of models.
-        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-        try:
-            import litellm
-        except ImportError as error:
-            raise UsageError(
-                f"LiteLLM cannot be imported ({error}): pip install 'toolwoz-gym[litellm]' into an "
-                "environment of its own"
-            ) from error
-        litellm.suppress_debug_info = True  # it prints advice at every error
+        from agents.backends.services import reach
+
+        send, close = reach(model, timeout)
         options.setdefault("price", prices().get(model))
-
-        def send(**request: Any) -> Any:
-            return litellm.completion(**request, timeout=timeout, max_retries=0, num_retries=0)
-
-        return cls(send, model, place="LiteLLM", **options)
+        return cls(send, model, place="LiteLLM", close=close, **options)
 
     def complete(
         self,
@@ -286,13 +237,16 @@ class OpenAIBackend:
         try:
             answer: Completion = retrying(self._ask, request, bills)
         except FAILED as error:
-            tries = retrying.statistics["attempt_number"]
-            often = f" ({tries} tries)" if tries > 1 else ""
-            nobody = is_unreachable(error) and not self._answered
-            hint = ": is the server running?" if nobody else ""
-            kind = RunStopped if nobody or concerns_all(error) else BackendError
-            # Not chained: the server's words can repeat the key.
-            raise kind(self._line(f"{describe(error)}{often}{hint}")) from None
+            last = self._once_more(error, request, bills)
+            if last is None:
+                tries = retrying.statistics["attempt_number"]
+                often = f" ({tries} tries)" if tries > 1 else ""
+                nobody = is_unreachable(error) and not self._answered
+                hint = ": is the server running?" if nobody else ""
+                kind = RunStopped if nobody or concerns_all(error) else BackendError
+                # Not chained: the server's words can repeat the key.
+                raise kind(self._line(f"{describe(error)}{often}{hint}")) from None
+            answer = last
         retries = retrying.statistics["attempt_number"] - 1
         call = Usage(calls=1, retries=retries, seconds=time.perf_counter() - began)
         return replace(answer, usage=sum(bills, call))
@@ -301,6 +255,10 @@ class OpenAIBackend:
         """Break off waiting calls, and take no more."""
         self._closing.set()
         self._close()
+        for oddity, times in self._oddities.items():
+            if times > 1:
+                _log.warning("%s", self._line(f"{times:,} times: {oddity}"))
+        self._oddities.clear()
 
     def __enter__(self) -> Self:
         """Return the backend itself."""
@@ -349,8 +307,12 @@ class OpenAIBackend:
                 self._budget.check()
                 try:
                     answer = self._send(**sent)
-                except APIStatusError as error:
+                except Refusal as error:
                     self._answered = True
+                    wrote = unreadable_output(error, native="tools" in request)
+                    if wrote is not None:
+                        self._charge(_stated(tokens(error.body)), bills)
+                        return self._unread(wrote, native="tools" in request)
                     if wants_too_much(error, request["max_tokens"]):
                         advice = "lower --max-tokens (a customer's: --user-max-tokens)"
                         raise RunStopped(self._line(f"{advice}: {describe(error)}")) from None
@@ -377,23 +339,69 @@ class OpenAIBackend:
 
     def _read(self, answer: object, bills: list[Usage], *, native: bool) -> Completion:
         """Read an answer, and charge what it cost."""
-        usage = _tokens(answer)
-        usage = replace(usage, usd=None if self._price is None else self._price.cost(usage))
+        usage = tokens(answer)
         try:
-            choice = _Answer.model_validate(answer, from_attributes=True).choices[0]
-        except ValidationError:
-            # A proxy's error page, perhaps: nobody says that it was billed.
-            usage = Usage() if usage.tokens is None else usage
-            raise
-        finally:
-            self._budget.charge(usage)
-            bills.append(usage)
-        return Completion(
-            _action(choice.message) if native else choice.message.content or "",
-            usage,
-            "length" if choice.finish_reason == "length" else "stop",
-            _logprob(choice),
-        )
+            completion, odd = read_answer(answer, usage, native=native)
+        except (BrokenAnswer, RecursionError) as error:
+            self._charge(_stated(usage), bills)
+            if isinstance(error, BrokenAnswer):
+                raise
+            raise BrokenAnswer("the answer is nested too deeply") from None
+        except BackendError as error:
+            self._charge(usage, bills)
+            raise BackendError(self._line(describe(error))) from None
+        self._charge(usage, bills)
+        if odd is not None:
+            self._note("a message ended for an unknown reason, and counts as whole", f" ({odd})")
+        return completion
+
+    def _unread(self, wrote: str, *, native: bool) -> Completion:
+        """Return what a model wrote and its server could not read: a mistake of the model's."""
+        self._note("the server could not read what the model wrote: counted as its mistake")
+        return Completion(malformed(wrote, native=native), Usage(), "stop")
+
+    def _once_more(
+        self, error: Exception, request: Mapping[str, Any], bills: list[Usage]
+    ) -> Completion | None:
+        """Ask a last time, if a server that shows tools may break down at this prompt alone.
+
+        If it answers another prompt and breaks down at this one again, its parser trips over what
+        the model writes there: a mistake of the model's. A server that is down, or that breaks down
+        at tools of any kind, does not answer the other either.
+
+        Args:
+            error: What all tries ended with.
+            request: What was asked.
+            bills: What the answers cost is added here.
+
+        Returns:
+            The answer, or the mistake; None: the error stands.
+        """
+        if not isinstance(error, Refusal) or error.status != 500 or "tools" not in request:
+            return None
+        try:
+            self._ask({**request, "messages": _PROBE}, bills)
+        except FAILED:
+            return None
+        try:
+            return self._ask(request, bills)
+        except FAILED as again:
+            is_same = isinstance(again, Refusal) and again.status == 500
+            return self._unread(describe(again), native=True) if is_same else None
+
+    def _charge(self, usage: Usage, bills: list[Usage]) -> None:
+        """Charge what an answer cost."""
+        usage = replace(usage, usd=None if self._price is None else self._price.cost(usage))
+        self._budget.charge(usage)
+        bills.append(usage)
+
+    def _note(self, oddity: str, example: str = "") -> None:
+        """Count something that is odd, and tell of it the first time."""
+        with self._lock:
+            self._oddities[oddity] += 1
+            is_first = self._oddities[oddity] == 1
+        if is_first:
+            _log.warning("%s", self._line(f"{oddity}{example}"))
 
     def _tell(self, state: RetryCallState) -> None:
         """Say now and then that a server does not answer: nobody else does for minutes."""
@@ -414,34 +422,29 @@ def _plain(message: ChatMessage) -> ChatMessage:
     return {"role": message["role"], "content": encodable(message["content"])}
 
 
-def _tokens(answer: object) -> Usage:
-    """Return how many tokens an answer took, which may be broken otherwise."""
-    try:
-        said = _Bill.model_validate(answer, from_attributes=True).usage or _Usage()
-    except ValidationError:
-        said = _Usage()
-    details = said.prompt_tokens_details or _PromptDetails()
-    return Usage(said.prompt_tokens, said.completion_tokens, details.cached_tokens)
+def _stated(usage: Usage) -> Usage:
+    """Return what a bad answer cost: a proxy's, perhaps, and nobody says that it was billed."""
+    return Usage() if usage.tokens is None else usage
 
 
-def _action(message: _Message) -> str:
-    """Return what a model wrote in its own format as an action.
+def _address(base_url: str) -> SplitResult:
+    """Read the address of a server, with or without the end that all have in common.
 
-    A server that does not know the format leaves calls and thoughts in the text. A turn is one
-    action, so further calls are dropped, and so are words beside a call.
+    Raises:
+        UsageError: It is none.
     """
-    if not message.tool_calls:
-        return read_native(message.content or "")
-    call = message.tool_calls[0].function
-    return written_call(call.name, (call.arguments or "").strip() or "{}")
-
-
-def _logprob(choice: _Choice) -> float | None:
-    """Return the log-probability of all tokens that the server lists; None if it lists none."""
-    if choice.logprobs is None or not choice.logprobs.content:
-        return None
-    total = sum(token.logprob for token in choice.logprobs.content)
-    return round(total, 6) if math.isfinite(total) else None
+    try:
+        address = urlsplit(base_url.strip())
+        fits = address.port != 0
+    except ValueError:  # an odd port, half a bracket
+        address, fits = urlsplit(""), False
+    fits = fits and address.scheme in ("http", "https") and bool(address.hostname)
+    if not fits or address.fragment or not re.fullmatch(r"[!-~]+", address.geturl()):
+        raise UsageError(
+            f"{base_url!r} is no address of a server: give one like http://localhost:8000/v1"
+        )
+    path = address.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    return address._replace(path=path)
 
 
 def _without_keys(text: str) -> str:

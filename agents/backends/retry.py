@@ -1,23 +1,19 @@
-"""What to do when a request to a model's server fails: try again, give up, or change the request.
-
-Errors are those of the ``openai`` library; LiteLLM's derive from them.
-"""
+"""What to do when a request to a model's server fails: try again, give up, change the request."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.message import Message
 from email.utils import parsedate_to_datetime
-from json import JSONDecodeError
 from socket import gaierror
 from threading import Event
 from typing import Any
 
-from openai import APIConnectionError, APIError, APIResponseValidationError, OpenAIError
-from pydantic import ValidationError
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -27,11 +23,7 @@ from tenacity import (
 )
 from tenacity.nap import sleep_using_event
 
-BROKEN = (JSONDecodeError, UnicodeDecodeError, ValidationError, APIResponseValidationError)
-"""Answers that arrived, but are not what was asked for."""
-
-FAILED = (OpenAIError, *BROKEN)
-"""Everything that a request can fail with."""
+from agents.backends.transport import BrokenAnswer, Reply, Unreached
 
 _PASSING_STATUS = frozenset({408, 409, 425, 429})
 
@@ -55,6 +47,100 @@ _TOO_LARGE = re.compile(
 _MODERATED = re.compile(
     r"moderation|flagged|content.?(filter|policy|management)|guardrail", re.IGNORECASE
 )
+
+_UNREADABLE = re.compile(
+    # Groq's, SGLang's, llama.cpp's and Ollama's words.
+    r"\b(fail|error|unable|could not|cannot)\w*.{0,9}"
+    r"\b(pars|decod|extract|generat)\w+.{0,9}\b(tool|function|fc|input at pos|model|generated)\b"
+    r"|\b(tool|function)[ _-]?(call|use)\w*.{0,9}\b(pars|valid|generat)\w+.{0,9}\b(fail|error)"
+    r"|\bmalformed.{0,9}\b(tool|function)[ _-]?(call|use)"
+    r"|output that does not match the expected"
+    # vLLM's, of gpt-oss and of calls that it demands.
+    r"|unexpected token \d+ while expecting|validation errors? for list\[function",
+    re.IGNORECASE | re.DOTALL,
+)
+"""How servers say that they could not read what the model wrote."""
+
+_UNREADABLE_CODES = frozenset({"tool_use_failed", "output_parse_failed", "json_validate_failed"})
+
+_NO_JSON = re.compile(
+    r"(Expecting|Extra data|Unterminated|Invalid (control|\\)).{0,60}line \d+ col"
+)
+"""Python's words for the same, which are all that vLLM says."""
+
+_NOTHING = "column 1 (char 0)"
+"""Where a text is no JSON from its beginning: of a broken page, gateways say so, too."""
+
+_MOST_SAID = 10_000
+"""Characters of a server's words that are looked at."""
+
+_OF_THE_REQUEST = re.compile(r"messages\W|tool_call_id|not support|must be|requires?\b")
+"""Words of errors that are about what was sent."""
+
+
+@dataclass(eq=False)
+class Refusal(Exception):
+    """An answer that is an error."""
+
+    status: int
+    """The HTTP status."""
+    said: str
+    """The server's own words, where it wrote any."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """The error as the server describes it: ``code``, ``type``, ``param``."""
+    body: Any = None
+    """All that was answered."""
+    headers: Mapping[str, Any] | Message = field(default_factory=dict)
+    """Those of the answer, by small names or names in any case."""
+
+    @classmethod
+    def of(cls, status: int, text: str, headers: Mapping[str, Any] | Message) -> Refusal:
+        """Read an error.
+
+        Args:
+            status: The HTTP status.
+            text: What was answered.
+            headers: Those of the answer, by small names or names in any case.
+        """
+        try:
+            body = json.loads(text)
+        except (ValueError, RecursionError):
+            body = None
+        error = body.get("error", body) if isinstance(body, dict) else body
+        details = error if isinstance(error, dict) else {}
+        words = (error, details.get("message"), details.get("detail"), text, f"HTTP {status}")
+        said = next(word for word in words if isinstance(word, str) and word.strip())
+        return cls(status, said[:_MOST_SAID], details, body, headers)
+
+    def detail(self, name: str) -> str:
+        """Return a part of the description as text; ``""`` if it has no such part."""
+        return str(self.details.get(name) or "")
+
+
+FAILED = (Unreached, BrokenAnswer, Refusal)
+"""Everything that a request can fail with."""
+
+
+def accepted(reply: Reply) -> Any:
+    """Return the JSON of an answer.
+
+    Raises:
+        Refusal: It is an error, perhaps with the status of a good answer.
+        BrokenAnswer: It is no JSON that Python reads.
+    """
+    if not 200 <= reply.status < 300:
+        raise Refusal.of(reply.status, reply.body.decode("utf-8", "replace"), reply.headers)
+    try:
+        answer = json.loads(reply.body)
+    except (ValueError, RecursionError):  # the second: nested deeply
+        raise BrokenAnswer("the answer is not valid JSON") from None
+    if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):
+        refusal = Refusal.of(500, reply.body.decode("utf-8", "replace"), reply.headers)
+        code = refusal.details.get("code")
+        if isinstance(code, int) and 400 <= code < 600:
+            refusal.status = code
+        raise refusal
+    return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +188,11 @@ class Patience:
 
     def _passes(self, error: BaseException) -> bool:
         """Return whether the same request may succeed later."""
-        if _asked_wait(error) > self.longest:
+        if not isinstance(error, Refusal):
+            return isinstance(error, FAILED)
+        if _asked_wait(error) > self.longest or concerns_all(error):
             return False
-        if isinstance(error, (APIConnectionError, *BROKEN)):
-            return True
-        if not isinstance(error, APIError):
-            return False
-        status = _status(error)
-        return not concerns_all(error) and (status in _PASSING_STATUS or status >= 500)
+        return error.status in _PASSING_STATUS or error.status >= 500
 
 
 def concerns_all(error: Exception) -> bool:
@@ -118,15 +201,15 @@ def concerns_all(error: Exception) -> bool:
     That is so when the key, the model's name or the address is wrong, and when the account has run
     dry, which OpenAI tells like a rate limit.
     """
-    if not isinstance(error, APIError):
+    if not isinstance(error, Refusal):
         return False
-    lasting = _status(error) in _HINTS and not _is_moderated(error)
-    return lasting or error.code == "insufficient_quota"
+    lasting = bool(_hint(error)) and not _is_moderated(error)
+    return lasting or error.detail("code") == "insufficient_quota"
 
 
 def is_unreachable(error: BaseException | None) -> bool:
     """Return whether nobody listens at the address, or there is no such host."""
-    if not isinstance(error, APIConnectionError):
+    if not isinstance(error, Unreached):
         return False
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, (ConnectionRefusedError, gaierror)):
@@ -134,49 +217,72 @@ def is_unreachable(error: BaseException | None) -> bool:
     return cause is not None
 
 
-def overflows(error: APIError) -> bool:
+def overflows(error: Refusal) -> bool:
     """Return whether a request was refused because the model's context is too short for it."""
-    if {str(error.code), str(error.type)} & _NO_CONTEXT_CODES:
+    if {error.detail("code"), error.detail("type")} & _NO_CONTEXT_CODES:
         return True
-    return _status(error) in (400, 413, 422) and bool(_NO_CONTEXT.search(_said(error)))
+    return error.status in (400, 413, 422) and bool(_NO_CONTEXT.search(error.said))
 
 
-def wants_too_much(error: APIError, max_tokens: int) -> bool:
+def wants_too_much(error: Refusal, max_tokens: int) -> bool:
     """Return whether ``max_tokens`` alone is refused: no prompt would be short enough for it."""
-    said = _said(error)
     if overflows(error):
-        context = _CONTEXT.search(said)
+        context = _CONTEXT.search(error.said)
         # Of a prompt that is too long by itself, vLLM says so without a word about the length.
-        named = str(max_tokens) in re.findall(r"\d+", _CONTEXT.sub("", said))
+        named = str(max_tokens) in re.findall(r"\d+", _CONTEXT.sub("", error.said))
         return context is not None and named and max_tokens >= int(context[1])
-    return refused_parameter(error, _LENGTH) is not None and bool(_TOO_LARGE.search(said))
+    return refused_parameter(error, _LENGTH) is not None and bool(_TOO_LARGE.search(error.said))
 
 
-def refused_parameter(error: APIError, names: Container[str]) -> str | None:
+def refused_parameter(error: Refusal, names: Container[str]) -> str | None:
     """Return which of the parameters ``names`` a server refuses; None: it is another fault."""
-    if _status(error) not in (400, 403, 422) or _is_moderated(error):
+    if error.status not in (400, 403, 422) or _is_moderated(error):
         return None
-    words = re.findall(r"\w+", f"{error.param or ''} {_said(error)}")
+    words = re.findall(r"\w+", f"{error.detail('param')} {error.said}")
     return next((word for word in words if word in names), None)
+
+
+def unreadable_output(error: Refusal, *, native: bool) -> str | None:
+    """Return what the model wrote, if the error is that its server could not read it.
+
+    Servers that take calls out of a model's text answer so when the model made a mistake in one:
+    with what it wrote or with their parser's words, then these are returned. None: it is another
+    fault.
+
+    In plain text, the parser's words are left out: they would be said to somebody.
+
+    Args:
+        error: What was answered.
+        native: Whether the model was shown tools.
+    """
+    wrote = error.details.get("failed_generation")
+    if isinstance(wrote, str) and wrote.strip():
+        return wrote
+    said = error.said if native else ""  # what the model wrote is not known
+    if error.detail("code") in _UNREADABLE_CODES:
+        return said
+    if error.status not in (400, 422, 500) or _OF_THE_REQUEST.search(error.said):
+        return None
+    no_json = native and _NO_JSON.search(error.said)
+    if no_json and (error.status != 500 or _NOTHING not in error.said):
+        return said
+    return said if _UNREADABLE.search(f"{error.said} {error.detail('type')}") else None
 
 
 def describe(error: Exception) -> str:
     """Say in one line what a request failed with."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        return f"the answer is no chat completion ({f'{place}: ' if place else ''}{first['msg']})"
-    if isinstance(error, BROKEN):
-        return "the answer is not valid JSON"
-    if isinstance(error, APIConnectionError):
-        cause = error.__cause__
-        return _line(f"{error.message} ({str(cause) or repr(cause)})" if cause else error.message)
-    if isinstance(error, APIError):
-        status = _status(error)
-        said = _line(_said(error))
-        hint = _HINTS.get(status, "") if concerns_all(error) else ""
-        return f"{hint}HTTP {status}: {said}" if status else said
+    if isinstance(error, Refusal):
+        hint = _hint(error) if concerns_all(error) else ""
+        return f"{hint}HTTP {error.status}: {_line(error.said)}"
     return _line(str(error))
+
+
+def _hint(error: Refusal) -> str:
+    """Say what can be done about an error that concerns all requests."""
+    if 300 <= error.status < 400:
+        place = error.headers.get("location") or "another address"
+        return f"the server points to {_line(place)}, where no prompt is sent unasked: "
+    return _HINTS.get(error.status, "")
 
 
 _HINTS = {
@@ -187,35 +293,17 @@ _HINTS = {
 }
 
 
-def _is_moderated(error: APIError) -> bool:
+def _is_moderated(error: Refusal) -> bool:
     """Return whether a content filter refused this one prompt.
 
     Its 403 says so in a code, a type, in words or in OpenRouter's ``metadata``.
     """
-    return _status(error) == 403 and bool(_MODERATED.search(f"{error.message} {error.body}"))
-
-
-def _said(error: APIError) -> str:
-    """Return the server's own words, where it wrote any."""
-    body: Any = error.body
-    if isinstance(body, str) and body:
-        return body
-    for key in ("message", "detail"):
-        if isinstance(body, dict) and isinstance(body.get(key), str):
-            return str(body[key])
-    return error.message
-
-
-def _status(error: APIError) -> int:
-    """Return the HTTP status; 0 where there was none."""
-    status = getattr(error, "status_code", 0)
-    return status if isinstance(status, int) else 0
+    return error.status == 403 and bool(_MODERATED.search(f"{error.said} {error.body}"))
 
 
 def _asked_wait(error: BaseException) -> float:
     """Return for how many seconds the server asks to be left alone; 0.0: it does not."""
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    asked = str(headers.get("retry-after", ""))
+    asked = str(error.headers.get("retry-after", "")) if isinstance(error, Refusal) else ""
     with suppress(ValueError):
         return max(0.0, float(asked))
     with suppress(ValueError, OverflowError):  # years and time zones that there are not
@@ -227,4 +315,5 @@ def _asked_wait(error: BaseException) -> float:
 def _line(text: str) -> str:
     """Return the first line of a text, cut to what fits a terminal."""
     line = (text.strip() or "no reason given").splitlines()[0]
-    return line if len(line) <= 300 else f"{line[:300]}…"
+    shown = "".join(letter if letter.isprintable() else "?" for letter in line[:300])
+    return shown if len(line) <= 300 else f"{shown}…"

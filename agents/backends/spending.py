@@ -8,12 +8,15 @@ from datetime import date
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from urllib.parse import urlsplit
 
 from agents.base import RunStopped
 from toolwoz_gym.types import Usage
 
 OPENAI = "https://api.openai.com/v1"
 """The address of OpenAI's own service: only there are its prices known."""
+
+_HOST = urlsplit(OPENAI).hostname
 
 _PRICES = Path(__file__).resolve().parents[1] / "prices.toml"
 
@@ -45,6 +48,14 @@ class Price:
         cached = usage.cached or 0
         read = (usage.prompt - cached) * self.input + cached * self.cached_input
         return (read + usage.completion * self.output) / 1e6
+
+
+def is_openai(base_url: str) -> bool:
+    """Return whether an address is OpenAI's, however it ends."""
+    try:
+        return urlsplit(base_url.strip()).hostname == _HOST
+    except ValueError:  # it is none at all
+        return False
 
 
 @cache
