@@ -230,14 +230,14 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def read_lines(path: Path, place: int = 0) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
+def read_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
     """Read what a :class:`Log` has written, line by line.
 
     A last line that was torn by a kill is no record, and is left out.
 
     Args:
         path: The file.
-        place: Where in the file a line begins, to read on from there.
+        start: Where in the file a line begins, to read from there.
 
     Yields:
         Where in the file the line begins, the line, and its record without the digest.
@@ -247,7 +247,7 @@ def read_lines(path: Path, place: int = 0) -> Iterator[tuple[int, bytes, dict[st
     """
     try:
         with open(path, "rb") as file:
-            file.seek(place)
+            place = file.seek(start)
             for number, line in enumerate(file, 1):
                 ended = line.endswith(b"\n")
                 try:  # with another byte in the place of its end, the last line would look torn
@@ -255,7 +255,7 @@ def read_lines(path: Path, place: int = 0) -> Iterator[tuple[int, bytes, dict[st
                 except ValueError:
                     record = None
                 if ended != (record is not None):
-                    where = f"byte {place}" if place else f"line {number}"
+                    where = f"byte {place}" if start else f"line {number}"
                     raise UsageError(
                         f"{path}, {where}: damaged, or of an older version without digests: "
                         "delete the line to go on without it"
@@ -278,18 +278,18 @@ def read_log(path: Path, known: Container[str] | None = None) -> Iterator[dict[s
         UsageError: The file cannot be read; a line is not as it was written; a record's key is not
             known, or is that of another record that says something else.
     """
-    seen: dict[str, bytes] = {}
+    seen: dict[int, int] = {}  # of each key and of each record 64 bits: there can be millions
     for number, (_, line, record) in enumerate(read_lines(path), 1):
-        key, digest = record.get("key"), line[-19:-3]
+        key, digest = record.get("key"), int(line[-19:-3], 16)
         if not isinstance(key, str) or (known is not None and key not in known):
             raise UsageError(
                 f"{path}, line {number}: {key!r:.80} is no part of this run: delete the line to go "
                 "on without it"
             )
-        if key not in seen:
-            seen[key] = digest
+        if (short := hash(key)) not in seen:
+            seen[short] = digest
             yield record
-        elif seen[key] != digest:
+        elif seen[short] != digest:
             raise UsageError(f"{path}, line {number}: another record of {key!r:.80}: delete one")
 
 

@@ -59,7 +59,9 @@ def _policy(options: KTOOptions) -> str:
     if made_by.get("agent") in SCRIPTS or made_by.get("backend") in SERVERS:
         if asked == "auto":
             who = made_by["agent"] if made_by["agent"] in SCRIPTS else made_by["model"]
-            raise UsageError(f"{who} played {run}, which cannot be trained: say which --model is to")
+            raise UsageError(
+                f"{who} played {run}, which cannot be trained: say which --model is to"
+            )
         return asked
     played: str = made_by["model"]
     if asked not in ("auto", played) and Path(asked).resolve() != Path(played).resolve():
