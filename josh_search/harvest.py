@@ -156,9 +156,9 @@ def harvest(
     """
     with closing(folder.log("trees")) as log:
         tally, waiting = take_stock(log.path, tasks, len(tasks) if number is None else number)
-        watcher.update(tally, None)
         vain = 0
         try:
+            watcher.update(tally, None)
             while waiting:
                 before = tally.finished
                 _play_round(engine, tasks, waiting, log, tally, watcher)
