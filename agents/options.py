@@ -112,7 +112,7 @@ def shown_from_json(data: Mapping[str, Any]) -> tuple[str, tuple[ToolSpec, ...]]
 class AgentOptions:
     """Which agent plays, and with what model."""
 
-    given: frozenset[str] = field(default=frozenset(), init=False, compare=False, repr=False)
+    given: frozenset[str] = field(default_factory=frozenset, init=False, compare=False, repr=False)
     """Names of the options that the command line gave, be they as unless told or not."""
     agent: Literal["tool_calling", "react", "act", "expert", "erring", "random"] = "tool_calling"
     """tool_calling: a language model that speaks or calls a tool; react: one that plans, then acts;
