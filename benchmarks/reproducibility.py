@@ -43,7 +43,7 @@ class Likeness:
     """The largest difference of these log-probabilities."""
 
     @property
-    def is_whole(self) -> bool:
+    def is_equal(self) -> bool:
         """Whether nothing differs."""
         return (
             self.records == self.equal_records
@@ -83,12 +83,12 @@ def run(options: ReproducibilityOptions) -> None:
             f"{found.drift:.6f}",
         )
         rows.append((str(other), *figures))
-        options = _other_options(first, other)
-        if options:
-            print(f"{other} has other options than {first}: {', '.join(options)}")
+        names = _other_options(first, other)
+        if names:
+            print(f"{other} has other options than {first}: {', '.join(names)}")
         if found.unmatched:
             print(f"{found.unmatched:,} records are in one of {first} and {other} only")
-        if options or not found.is_whole:
+        if names or not found.is_equal:
             differing.append(str(other))
     print(Table(header, tuple(rows)).markdown())
     if differing:

@@ -306,11 +306,13 @@ def check_replay(recording: Path, replay: Path) -> None:
     found, expected = _digests(replay), _digests(recording)
     differing = [key for key in found if found[key] != expected.get(key)]
     if differing:
-        two = [_record(log, differing[0]) for log in (recording, replay)]
-        names = [n for n in {**two[0], **two[1]} if dump(two[0].get(n)) != dump(two[1].get(n))]
+        key = differing[0]
+        one, two = _record(recording, key), _record(replay, key)
+        names = [name for name in {**one, **two} if dump(one.get(name)) != dump(two.get(name))]
+        how = f"in {', '.join(names)}" if one else "in not being there"
         raise UsageError(
             f"{recording} is not what its options and completions give: {len(differing)} of "
-            f"{len(found)} records differ, that of {differing[0]} in {', '.join(names)}"
+            f"{len(found)} records differ, that of {key} {how}"
         )
 
 
