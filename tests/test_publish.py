@@ -159,6 +159,41 @@ def test_the_licence_follows_from_world_and_model(
     assert front["license"] == "cc-by-4.0" and "`cc-by-4.0`." in body
 
 
+@pytest.mark.parametrize(
+    ("strategy", "named"),
+    [
+        ("josh", "JOSH ([arXiv 2409.04617]"),
+        ("go_explore", "from the best place it knows (`go_explore`, after Ecoffet"),
+        ("chains", "A series of independent tries (`chains`)"),
+    ],
+)
+def test_the_card_names_what_has_played(
+    finished: Path, tmp_path: Path, strategy: str, named: str
+) -> None:
+    options = {**OPTIONS, "strategy": strategy}
+    front, body = card(changed(finished, tmp_path / "run", "config.json", options=options))
+    assert f"{named}" in body and ("JOSH" in body) == (strategy == "josh")
+    assert front["tags"][:3] == ["dialogue", "tool-use", strategy]
+
+
+def test_damaged_rows_are_not_handed_on(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = changed(finished, tmp_path / "run", "summary.json")
+    for kind in ("sft", "dpo"):
+        data = (run / f"{kind}.jsonl").read_bytes()
+        (run / f"{kind}.jsonl").write_bytes(data.replace(b"restaurant", b"Restaurant", 1))
+        commands = (["export", "--kind", kind, "--out", tmp_path / "x"], ["publish", "--out", run])
+        for words in commands:
+            assert command(*words, "--run", run) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1 and ".jsonl is not as its harvest wrote it" in said
+    summary = run / "summary.json"
+    summary.write_text(summary.read_text().replace('"solved": ', '"solved": 1'))
+    assert command("publish", "--out", tmp_path / "new", "--run", run) == 2
+    assert "summary.json is damaged" in capsys.readouterr().err
+
+
 def test_the_card_gives_away_no_address(finished: Path, tmp_path: Path) -> None:
     options = {**OPTIONS, "base_url": "http://gpu7.intranet:8000/v1"}
     _, body = card(changed(finished, tmp_path / "run", "config.json", options=options))
