@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -229,8 +229,8 @@ def rows(options: RowsOptions) -> None:
     tally = _count_trees(options.run, env.tasks)
     played = made_by["agent"] if made_by["agent"] in SCRIPTS else made_by["model"]
     more: dict[str, Any] = {"model": played, "seconds": None}
-    if (file := options.run / "summary.json").exists():
-        before = read_sealed(file)
+    with suppress(UsageError):  # there is none, or it is damaged
+        before = read_sealed(options.run / "summary.json")
         if before["finished"] == tally.finished:
             kept = ("tasks", "infra_error", "infra_reasons", "seconds")
             more |= {name: before[name] for name in kept}

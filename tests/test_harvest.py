@@ -307,7 +307,7 @@ def test_rows_can_be_made_at_any_time(
     assert main(["rows", str(run)]) == 0 and "3 of 3 tasks solved" in capsys.readouterr().out
     for name in DERIVED:  # what trees do not say is as the summary had it
         assert (run / name).read_bytes() == (small / name).read_bytes(), name
-    (run / "summary.json").unlink()
+    (run / "summary.json").write_text("{}")
     whole = lines(run)
     (run / "trees.jsonl").write_bytes(b"".join([whole[0], *whole, whole[1][:50]]))  # and torn
     assert main(["rows", "--run", str(run)]) == 0

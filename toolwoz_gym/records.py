@@ -380,9 +380,11 @@ def read_sealed(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:
-        raise UsageError(
-            f"{path} is damaged, or of an older version without digests: choose another run folder"
-        ) from None
+        cure = "choose another run folder"
+        if path.name == "summary.json":
+            cure = f"python -m josh_search rows {path.parent} makes it anew"
+        why = f"{path} is damaged, or of an older version without digests: {cure}"
+        raise UsageError(why) from None
 
 
 ROW_FILES = "row_files"

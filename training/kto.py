@@ -90,11 +90,12 @@ def train_kto(options: KTOOptions) -> dict[str, Any]:
             template does not fit, or the folder holds something else.
     """
     options.check()
-    options = replace(options, model=_policy(options))
     if options.device_batch < 2:
         raise UsageError("device_batch must be at least 2: KTO pairs rows within a forward pass")
     file = options.run / "kto.jsonl"
-    asked = {"kind": "kto", "options": options.to_json(), "rows_sha256": file_digest(file)}
+    rows_sha256 = file_digest(file)
+    options = replace(options, model=_policy(options))
+    asked = {"kind": "kto", "options": options.to_json(), "rows_sha256": rows_sha256}
     if (done := finished(options.folder, asked)) is not None:
         return done
     rows = shuffle(read_rows(file, "kto"), options.seed)
