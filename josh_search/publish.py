@@ -140,8 +140,8 @@ def dataset_files(run: Path, licence: str | None) -> Files:
     if not kinds:
         raise UsageError(f"{run} has no rows to publish: harvest more dialogues")
     files: Files = {f"{kind}.jsonl": run / f"{kind}.jsonl" for kind in kinds}
-    for file in kinds:
-        check_rows(run / f"{file}.jsonl")
+    for kind in kinds:
+        check_rows(run / f"{kind}.jsonl")
     files["README.md"] = dataset_card(config, summary, kinds, licence)
     return files
 

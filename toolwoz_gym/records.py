@@ -309,7 +309,7 @@ def check_replay(recording: Path, replay: Path) -> None:
         key = differing[0]
         one, two = _record(recording, key), _record(replay, key)
         names = [name for name in {**one, **two} if dump(one.get(name)) != dump(two.get(name))]
-        how = f"in {', '.join(names)}" if one else "in not being there"
+        how = f"in {', '.join(names)}" if one else "is not in it"
         raise UsageError(
             f"{recording} is not what its options and completions give: {len(differing)} of "
             f"{len(found)} records differ, that of {key} {how}"
