@@ -44,9 +44,9 @@ class Likeness:
 
     @property
     def is_equal(self) -> bool:
-        """Whether nothing differs."""
+        """Whether there are records, and nothing differs."""
         return (
-            self.records == self.equal_records
+            0 < self.records == self.equal_records
             and self.calls == self.equal_texts == self.equal_logprobs
             and not self.unmatched
         )

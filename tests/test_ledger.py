@@ -666,6 +666,8 @@ def test_runs_are_compared(
     assert table[2].startswith(f"| {again} | 3 of 3 | 3 of 3 |")
     assert table[3].startswith(f"| {other} | 0 of 3 | 0 of 3 |")
     known = trees(again)
+    write_log(other / "trees.jsonl", [])
+    assert benchmark(["reproducibility", "--runs", str(other), str(other)]) == 2
     write_log(again / "trees.jsonl", known[:2])
     assert benchmark(["reproducibility", "--runs", str(recorded), str(again)]) == 2
     assert "1 records are in one of" in capsys.readouterr().out

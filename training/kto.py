@@ -60,7 +60,7 @@ def _policy(options: KTOOptions) -> str:
         if asked == "auto":
             who = made_by["agent"] if made_by["agent"] in SCRIPTS else made_by["model"]
             raise UsageError(
-                f"{who} played {run}, which cannot be trained: say which --model is to"
+                f"{who} played {run} and cannot be trained: name the --model that is to learn"
             )
         return asked
     played: str = made_by["model"]
@@ -70,8 +70,9 @@ def _policy(options: KTOOptions) -> str:
             f"{asked} out; or have it learn from them all the same, from a folder of its own with "
             "a copy of kto.jsonl"
         )
-    adapter = resolve(played).adapter
-    if config["adapters"].get("agent_adapter") != (adapter and adapter_digest(adapter)):
+    before = config["adapters"].get("agent_adapter")
+    adapter = resolve(played).adapter if before else None
+    if before and not (adapter and adapter_digest(adapter) == before):
         raise UsageError(f"{played} is another model than when it played {run}: harvest anew")
     return played
 
