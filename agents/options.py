@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeAlias
@@ -55,7 +55,7 @@ BackendName: TypeAlias = Literal["transformers", "vllm", "openai", "litellm"]
 SCRIPTS = ("expert", "erring", "random")
 """The agents that no language model plays."""
 
-_SERVERS = ("openai", "litellm")
+SERVERS = ("openai", "litellm")
 """The backends whose models somebody else runs, and perhaps bills."""
 
 
@@ -84,16 +84,37 @@ def _has_tool_format(model: str, *, silences: bool) -> bool:
 INDIFFERENT = frozenset(
     (
         *("device", "base_url", "user_base_url", "concurrency", "max_usd", "max_total_tokens"),
-        *("gpu_memory", "run", "trees"),
+        *("gpu_memory", "run", "trees", "given"),
     )
 )
 """Options that do not decide what the records of a run say: another session may change them."""
+
+_OF_A_REPLAY = frozenset(
+    ("backend", "model", "run", "tasks", "trees", "episodes_at_once", "engine")
+)
+"""Options that one who plays a run again can name; all else is as it was recorded."""
+
+SHOWN = "shown"
+"""The entry of a run's config.json that says what its model is told beforehand."""
+
+
+def shown_to_json(system: str, tools: Sequence[ToolSpec]) -> dict[str, Any]:
+    """Return what :meth:`AgentOptions.shown` returns as JSON data."""
+    return {"system": system, "tools": [asdict(tool) for tool in tools]}
+
+
+def shown_from_json(data: Mapping[str, Any]) -> tuple[str, tuple[ToolSpec, ...]]:
+    """Return what :func:`shown_to_json` has written."""
+    tools = [tool | {"required": tuple(tool["required"])} for tool in data["tools"]]
+    return data["system"], tuple(ToolSpec(**tool) for tool in tools)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AgentOptions:
     """Which agent plays, and with what model."""
 
+    given: frozenset[str] = field(default_factory=frozenset, init=False, compare=False, repr=False)
+    """Names of the options that the command line gave, be they as unless told or not."""
     agent: Literal["tool_calling", "react", "act", "expert", "erring", "random"] = "tool_calling"
     """tool_calling: a language model that speaks or calls a tool; react: one that plans, then acts;
     act: one that writes an action each time; expert: a script that knows the goal; erring: the same
@@ -206,7 +227,7 @@ class AgentOptions:
             return False
         if self.backend == "canned":
             return forced  # as in the recorded run
-        if self.backend in _SERVERS:
+        if self.backend in SERVERS:
             return forced or self.backend == "litellm" or is_openai(self.base_url)
         native = _has_tool_format(self.model, silences=not forced)
         if forced and not native:
@@ -224,7 +245,7 @@ class AgentOptions:
     @property
     def is_served(self) -> bool:
         """Whether somebody else runs the model: its name says nothing about files."""
-        return self.backend in (*_SERVERS, "canned")
+        return self.backend in (*SERVERS, "canned")
 
     def open_backend(self, budget: Budget | None = None) -> AbstractContextManager[Backend]:
         """Load or reach the language model.
@@ -279,7 +300,7 @@ class AgentOptions:
             yield Recorded(replay, notebook, self.model, billed=False)
         else:
             with self.open_backend(budget) as backend:
-                yield Recorded(backend, notebook, self.model, billed=self.backend in _SERVERS)
+                yield Recorded(backend, notebook, self.model, billed=self.backend in SERVERS)
 
     def open_budget(self, notebook: Notebook | None = None) -> Budget:
         """Return what a run may spend, and what it has spent by its notebook."""
@@ -298,14 +319,14 @@ class AgentOptions:
     def as_recorded(self, into: Path) -> Self:
         """Return the options with which the run was made that ``canned`` replays.
 
-        All else that decides what its records say is as it was recorded. Options of another backend
-        stay as they are.
+        All else is as it was recorded.
 
         Args:
             into: The folder of the new run.
 
         Raises:
-            UsageError: An option says something else, or there is no such run.
+            UsageError: An option says something else, or has no say in a replay; or there is no
+                such run.
         """
         if self.backend != "canned":
             return self
@@ -323,10 +344,13 @@ class AgentOptions:
         taken = {option.name: _from_json(option, recorded[option.name]) for option in options}
         for option in options:
             given, value = getattr(self, option.name), taken[option.name]
-            if option.name != "model" and given not in (value, option.default):
+            named = option.name in self.given or given != option.default
+            if option.name != "model" and named and given != value:
                 raise UsageError(
                     f"{run} was recorded with {option.name} {value}, not {given}: leave it out"
                 )
+        for name in sorted(self.given - _OF_A_REPLAY - taken.keys()):
+            raise UsageError(f"{name} has no say in a replay: leave it out")
         return replace(self, **taken)
 
 
@@ -382,7 +406,7 @@ class PlayOptions(AgentOptions):
                 "one that a model plays, --user goal for example"
             )
         backends = (self.backend, self.user_backend)
-        if (self.max_usd or self.max_total_tokens) and not any(b in _SERVERS for b in backends):
+        if (self.max_usd or self.max_total_tokens) and not any(b in SERVERS for b in backends):
             raise UsageError(
                 "limits are for models behind servers, --backend openai or litellm: leave "
                 "--max-usd and --max-total-tokens out"
@@ -393,9 +417,9 @@ class PlayOptions(AgentOptions):
         if self.user in FORMS:
             players["--user-model"] = self.customer_model()
         for option, player in players.items():
-            if player.backend in _SERVERS and player.model in (BUNDLED, BUNDLED_BASE):
+            if player.backend in SERVERS and player.model in (BUNDLED, BUNDLED_BASE):
                 raise UsageError(f"{player.backend} wants a model's name there: {option} <name>")
-        if self.exact and self.needs_model and self.backend in _SERVERS:
+        if self.exact and self.needs_model and self.backend in SERVERS:
             raise UsageError("a server's results cannot be made exact: leave --exact out")
         if self.user_base_url and (self.user_backend or self.backend) != "openai":
             raise UsageError("--user-base-url is for --user-backend openai: add it")

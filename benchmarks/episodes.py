@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from threading import Event
 from typing import Any, Protocol, TypeAlias
 
@@ -17,14 +18,14 @@ from toolwoz_gym.pools import as_finished
 from toolwoz_gym.records import (
     RunFolder,
     message_to_json,
-    read_jsonl,
+    read_log,
     usage_of,
     usages_from_json,
     usages_to_json,
 )
 from toolwoz_gym.rollout import play
 from toolwoz_gym.seeding import derive
-from toolwoz_gym.types import Episode, Message, Task
+from toolwoz_gym.types import Episode, Message, Task, UsageError
 from toolwoz_gym.users.faults import faults
 
 TRAJECTORIES = "trajectories"
@@ -51,6 +52,8 @@ class Tally:
     """Episodes without a record, by reason: a model behind them did not answer."""
     stopped: BackendError | None = None
     """Why no model answers any more."""
+    interrupted: bool = False
+    """Whether Ctrl-C has ended the evaluation."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count a finished episode."""
@@ -97,13 +100,22 @@ def play_all(
 
     Returns:
         What the folder holds now, what was lost, and what ended it before all was played.
+
+    Raises:
+        UsageError: The folder cannot be written, or has a record that is damaged or of an episode
+            that is none of these.
     """
     tally = Tally(len(players) * len(tasks) * trials)
     log = folder.log(TRAJECTORIES)
     finished = set()
-    for record in read_jsonl(log.path):
-        finished.add(record["key"])
-        tally.add(record)
+    known = {_key(*episode) for episode in product(players, tasks, range(trials))}
+    try:
+        for record in read_log(log.path, known):
+            finished.add(record["key"])
+            tally.add(record)
+    except UsageError:
+        log.close()
+        raise
     watcher.update(tally, None)
 
     def episode(
@@ -158,6 +170,8 @@ def play_all(
                 finally:  # no episode plays to its end
                     stopped.set()
                     pool.shutdown(wait=False, cancel_futures=True)
+    except KeyboardInterrupt:
+        tally.interrupted = True
     finally:
         log.close()
     return tally

@@ -10,12 +10,21 @@ from typing import Any
 from agents.advice import advice
 from agents.base import BackendError
 from agents.customers import FORMS
-from agents.options import INDIFFERENT, SCRIPTS, PlayOptions
+from agents.models import BUNDLED
+from agents.options import INDIFFERENT, SCRIPTS, SHOWN, PlayOptions, shown_to_json
 from benchmarks.comparison import Comparison, compare, tables
 from benchmarks.episodes import TRAJECTORIES, play_all
 from benchmarks.progress import Progress, print_tables
 from toolwoz_gym import make_env
-from toolwoz_gym.records import RunFolder, read_config, read_jsonl, write_json, write_text
+from toolwoz_gym.records import (
+    RunFolder,
+    check_replay,
+    parse_json,
+    read_config,
+    read_log,
+    write_json,
+    write_text,
+)
 from toolwoz_gym.types import UsageError
 
 
@@ -24,7 +33,8 @@ class EvaluateOptions(PlayOptions):
     """Play held-out tasks with one or several models, and compare the others with the first."""
 
     adapter: Path | None = None
-    """Folder of a trained adapter, to compare with the model."""
+    """Folder of a trained adapter, to compare with the model: unless told, with the one that it was
+    trained from."""
     also: tuple[str, ...] = ()
     """Further models to compare with the model, named as for --model; or scripts: expert, erring,
     random."""
@@ -86,6 +96,8 @@ def run(options: EvaluateOptions) -> None:
     for name in ("tasks", "trials", "max_steps", "episodes_at_once"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
+    if options.adapter and "model" not in options.given and options.model == BUNDLED:
+        options = replace(options, model=_trained_from(options.adapter))
     options.check_play()
     asked, options = options, options.as_recorded(options.run)
     env = make_env(
@@ -114,7 +126,9 @@ def run(options: EvaluateOptions) -> None:
     config["adapters"] = {name: player.adapters() for name, player in players.items()}
     config["tool_formats"] = {name: player.resolved_format() for name, player in players.items()}
 
-    folder = RunFolder(options.run, config)
+    domain = env.dialogue.domain
+    shown = {name: shown_to_json(*player.shown(domain)) for name, player in players.items()}
+    folder = RunFolder(options.run, {**config, SHOWN: shown})
     with asked.open_journal(options.run) as journal, Progress() as progress:
         tally = play_all(
             env.dialogue,
@@ -129,7 +143,8 @@ def run(options: EvaluateOptions) -> None:
             episodes_at_once=options.episodes_at_once,
             watcher=progress,
         )
-    records = read_jsonl(options.run / f"{TRAJECTORIES}.jsonl")
+    trajectories = options.run / f"{TRAJECTORIES}.jsonl"
+    records = read_log(trajectories)
     if tally.stopped and not tally.played:
         raise tally.stopped
     comparison = compare(records, list(players), trials=options.trials, seed=options.seed)
@@ -148,6 +163,8 @@ def run(options: EvaluateOptions) -> None:
             ):
                 print(f"{result.model}: {line}" if len(players) > 1 else line)
         print(f"tables and trajectories are in {options.run}")
+    if tally.interrupted:
+        raise KeyboardInterrupt
     missing = tally.episodes - tally.played.total()
     if missing:
         why = tally.stopped or tally.lost.most_common()[0][0]
@@ -156,6 +173,23 @@ def run(options: EvaluateOptions) -> None:
             f"the figures: {why}"
         )
         raise UsageError(said) if asked.backend == "canned" else BackendError(said)
+    if asked.backend == "canned":
+        check_replay(Path(asked.model) / trajectories.name, trajectories)
+
+
+def _trained_from(adapter: Path) -> str:
+    """Return the model that an adapter was trained from; the bundled one where nothing says so.
+
+    Raises:
+        UsageError: What should say so is damaged.
+    """
+    record = adapter / "training.json"
+    try:
+        return str(parse_json(record.read_bytes())["options"]["model"])
+    except FileNotFoundError:
+        return BUNDLED
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{record} does not say what was trained: name it, --model") from None
 
 
 def _markdown(options: EvaluateOptions, world: str, comparison: Comparison) -> str:

@@ -203,7 +203,8 @@ def measure_load(latency: float, trees: int = TREES) -> Load:
     )
     with TemporaryDirectory() as folder:
         run = RunFolder(Path(folder) / "run", {})
-        harvest(engine, stage.env.tasks, run, watcher=clock, number=trees)
+        if harvest(engine, stage.env.tasks, run, watcher=clock, number=trees).interrupted:
+            raise KeyboardInterrupt
     start, end = clock.marks[0][0], clock.marks[1][0]
     process, of_agent, of_customer = (
         (after - before) / (end - start)

@@ -9,7 +9,7 @@ from typing import Any
 from agents.backends.journal import COMPLETIONS, Recording
 from benchmarks.comparison import Table
 from benchmarks.episodes import TRAJECTORIES
-from toolwoz_gym.records import dump, read_config, read_jsonl
+from toolwoz_gym.records import dump, read_config, read_log
 from toolwoz_gym.types import UsageError
 
 
@@ -27,6 +27,8 @@ class Likeness:
 
     records: int
     """Finished trees or episodes that both have."""
+    unmatched: int
+    """Those that only one of them has."""
     equal_records: int
     """Those that are the same to the byte, their ledgers apart."""
     equal_dialogues: int
@@ -40,12 +42,22 @@ class Likeness:
     drift: float
     """The largest difference of these log-probabilities."""
 
+    @property
+    def is_equal(self) -> bool:
+        """Whether there are records, and nothing differs."""
+        return (
+            0 < self.records == self.equal_records
+            and self.calls == self.equal_texts == self.equal_logprobs
+            and not self.unmatched
+        )
+
 
 def run(options: ReproducibilityOptions) -> None:
     """Compare, and print a table.
 
     Raises:
-        UsageError: There are fewer than two runs, or one of the folders holds none.
+        UsageError: There are fewer than two runs, or one of the folders holds none; or, once the
+            table is printed, a run differs.
     """
     first, *others = options.runs or (None,)
     if first is None or not others:
@@ -59,7 +71,7 @@ def run(options: ReproducibilityOptions) -> None:
         "Log-probabilities equal",
         "Largest difference of one",
     )
-    rows = []
+    rows, differing = [], []
     for other in others:
         found = compare_runs(first, other)
         figures = (
@@ -71,9 +83,16 @@ def run(options: ReproducibilityOptions) -> None:
             f"{found.drift:.6f}",
         )
         rows.append((str(other), *figures))
-        if differing := _other_options(first, other):
-            print(f"{other} has other options than {first}: {', '.join(differing)}")
+        names = _other_options(first, other)
+        if names:
+            print(f"{other} has other options than {first}: {', '.join(names)}")
+        if found.unmatched:
+            print(f"{found.unmatched:,} records are in one of {first} and {other} only")
+        if names or not found.is_equal:
+            differing.append(str(other))
     print(Table(header, tuple(rows)).markdown())
+    if differing:
+        raise UsageError(f"not the same as {first}: {', '.join(differing)}")
 
 
 def compare_runs(one: Path, other: Path) -> Likeness:
@@ -96,6 +115,7 @@ def compare_runs(one: Path, other: Path) -> Likeness:
     ]
     return Likeness(
         records=len(both),
+        unmatched=len(records.keys() ^ others.keys()),
         equal_records=sum(dump(records[key]) == dump(others[key]) for key in both),
         equal_dialogues=sum(_words(records[key]) == _words(others[key]) for key in both),
         calls=len(pairs),
@@ -108,7 +128,7 @@ def compare_runs(one: Path, other: Path) -> Likeness:
 def _records(run: Path) -> dict[str, dict[str, Any]]:
     """Return a run's records by key, without their ledgers."""
     file = run / f"{_kind(run)}.jsonl"
-    return {r["key"]: {k: v for k, v in r.items() if k != "ledger"} for r in read_jsonl(file)}
+    return {r["key"]: {k: v for k, v in r.items() if k != "ledger"} for r in read_log(file)}
 
 
 def _kind(run: Path) -> str:

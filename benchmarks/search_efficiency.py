@@ -28,7 +28,7 @@ from josh_search.tree import tree_to_json
 from toolwoz_gym import make_env
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.pools import as_finished
-from toolwoz_gym.records import RunFolder, read_jsonl, write_json, write_text
+from toolwoz_gym.records import RunFolder, read_log, write_json, write_text
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import Task, UsageError
 
@@ -115,7 +115,7 @@ def run(options: EfficiencyOptions) -> None:
     folder = RunFolder(options.run, config)
     tasks = [env.tasks[options.skip + i] for i in range(options.tasks)]
     with closing(folder.log(SEARCHES)) as log:
-        done = {record["key"] for record in read_jsonl(log.path)}
+        done = {record["key"] for record in read_log(log.path)}
         pairs = [(name, seed) for seed in range(options.seeds) for name in options.only]
         todo = [(name, seed) for name, seed in pairs if f"{name}/{seed}" not in done]
         if todo:
@@ -126,7 +126,7 @@ def run(options: EfficiencyOptions) -> None:
                     print(_line(record), flush=True)
     records = [
         r
-        for r in read_jsonl(options.run / f"{SEARCHES}.jsonl")
+        for r in read_log(options.run / f"{SEARCHES}.jsonl")
         if r["strategy"] in options.only and r["seed"] < options.seeds
     ]
     figures = {n: _figures(records, n) for n in options.only}

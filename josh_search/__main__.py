@@ -1,12 +1,11 @@
-"""``python -m josh_search``: harvest training rows from a world with JOSH."""
+"""``python -m josh_search``: harvest training rows from a world by search, and hand them on."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -16,15 +15,22 @@ from typing import Any, Literal
 from agents.advice import advice
 from agents.backends.journal import Journal
 from agents.base import BackendError
-from agents.options import INDIFFERENT, PlayOptions
+from agents.options import (
+    INDIFFERENT,
+    SCRIPTS,
+    SHOWN,
+    PlayOptions,
+    shown_from_json,
+    shown_to_json,
+)
 from josh_search.engine import Engine, LocalEngine
-from josh_search.harvest import PATIENCE, finish, harvest
+from josh_search.harvest import PATIENCE, Tally, finish, harvest, take_stock
 from josh_search.publish import ExportOptions, PublishOptions, export, publish
 from josh_search.search import SearchOptions
 from toolwoz_gym import make_env
 from toolwoz_gym.cli import main_cli
 from toolwoz_gym.env import DialogueEnv
-from toolwoz_gym.records import RunFolder
+from toolwoz_gym.records import RunFolder, check_replay, read_config, read_log, read_sealed
 from toolwoz_gym.types import Task, UsageError
 
 _WHERE = {"engine", "ray_address", "workers", "worker_gpus", "worker_cpus"}
@@ -68,23 +74,24 @@ class HarvestOptions(PlayOptions, SearchOptions):
         return {name: value for name, value in options.items() if name not in ignored}
 
 
-def _recorded_tasks(run: Path) -> set[str]:
-    """Return the ids of the tasks that have a tree in a run, which may be written at the moment.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowsOptions:
+    """Write rows, summary and report of the trees that a run has, however it ended."""
+
+    run: Path = Path("runs/demo")
+    """Folder of the run, which may be under way."""
+
+
+def _count_trees(run: Path, tasks: Sequence[Task]) -> Tally:
+    """Return what a run has, which may be under way.
 
     Raises:
-        UsageError: There is none.
+        UsageError: It has no trees, or one that is damaged or of none of the tasks.
     """
-    trees = run / "trees.jsonl"
-    if not trees.is_file():
-        raise UsageError(f"{run} is no harvest: python -m benchmarks evaluate replays evaluations")
-    try:
-        with open(trees, "rb") as file:
-            found = {json.loads(line)["task_id"] for line in file if line.endswith(b"\n")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"cannot read the trees in {trees}: {error}") from None
-    if not found:
-        raise UsageError(f"{run} has no trees yet: there is nothing to replay")
-    return found
+    tally, _ = take_stock(run / "trees.jsonl", tasks, 0)
+    if not tally.finished:
+        raise UsageError(f"{run} has no trees yet")
+    return tally
 
 
 @contextmanager
@@ -145,10 +152,11 @@ def run(options: HarvestOptions) -> None:
     env = make_env(options.env, world=options.world, split=options.split, user=options.named_user)
     options.check_user(env)
     dialogue = env.dialogue
-    config = {
+    config: dict[str, Any] = {
         "options": options.decisive(),
         "world": dialogue.domain.fingerprint,
         "adapters": options.adapters(),
+        SHOWN: shown_to_json(*options.shown(dialogue.domain)),
     }
     tasks: Sequence[Task] = env.tasks
     number, patience, there = options.tasks, PATIENCE, f"the split {options.split!r} has"
@@ -156,10 +164,16 @@ def run(options: HarvestOptions) -> None:
         if options.engine == "ray":
             raise UsageError("a run is replayed on this machine: leave --engine ray out")
         config["replays"] = asked.model
-        recorded = _recorded_tasks(Path(asked.model))
+        recording = Path(asked.model) / "trees.jsonl"
+        if not recording.exists():
+            raise UsageError(
+                f"{asked.model} is no harvest: python -m benchmarks evaluate replays evaluations"
+            )
+        _count_trees(Path(asked.model), env.tasks)
+        recorded = {record["task_id"] for record in read_log(recording)}
         tasks = [task for task in env.tasks if task.id in recorded]
         there = f"{asked.model} has trees of"
-        if number == HarvestOptions.tasks:  # unless told, all
+        if "tasks" not in asked.given and number == HarvestOptions.tasks:  # unless told, all
             number = len(tasks)
         patience = ()  # what is not recorded does not come by waiting
     if number > len(tasks):
@@ -179,14 +193,67 @@ def run(options: HarvestOptions) -> None:
     if tally.stopped and not tally.finished:
         raise tally.stopped
     seconds = time.monotonic() - began
-    shown = options.shown(dialogue.domain)
     whole = None if tally.before else seconds  # how long the other sessions took is not known
     played = options.model if options.needs_model else options.agent
+    shown = shown_from_json(config[SHOWN])
     summary = finish(options.run, tally, *shown, model=played, seconds=whole)
+    hints = advice(
+        options,
+        outputs=tally.outputs,
+        malformed=tally.malformed,
+        dialogues=tally.dialogues,
+        user_faults=tally.user_faults,
+    )
+    _report(options.run, tally, summary, f", {clock(seconds)} minutes", hints)
+    if tally.interrupted:
+        raise KeyboardInterrupt
+    if tally.finished < tally.tasks:
+        reason = str(tally.stopped or next(iter(tally.reasons())))
+        is_down = not tally.stopped and asked.backend != "canned"
+        why = f"the model did not answer ({reason})" if is_down else reason
+        said = f"{tally.tasks - tally.finished} of {tally.tasks} trees have no record: {why}"
+        raise UsageError(said) if asked.backend == "canned" else BackendError(said)
+    if asked.backend == "canned":
+        check_replay(recording, options.run / "trees.jsonl")
+
+
+def rows(options: RowsOptions) -> None:
+    """Write what follows from a run's trees.
+
+    What trees do not say, how many more there should be for example, is as in the summary that is
+    there, if it is one of the same trees.
+
+    Raises:
+        UsageError: There is no such run, it is damaged, or its world is not there.
+    """
+    config = read_config(options.run)
+    made_by = config["options"]
+    if not (options.run / "trees.jsonl").exists():
+        raise UsageError(f"{options.run} is no harvest: it has no trees.jsonl")
+    env = make_env(made_by["env"], world=made_by["world"], split=made_by["split"])
+    world = env.dialogue.domain.fingerprint
+    if world != config["world"]:
+        raise UsageError(f"{options.run} was played in the world {config['world']}, not {world}")
+    tally = _count_trees(options.run, env.tasks)
+    played = made_by["agent"] if made_by["agent"] in SCRIPTS else made_by["model"]
+    more: dict[str, Any] = {"model": played, "seconds": None}
+    with suppress(UsageError):  # there is none, or it is damaged
+        before = read_sealed(options.run / "summary.json")
+        if before["finished"] == tally.finished:
+            kept = ("tasks", "infra_error", "infra_reasons", "seconds")
+            more |= {name: before[name] for name in kept}
+    summary = finish(options.run, tally, *shown_from_json(config[SHOWN]), **more)
+    _report(options.run, tally, summary)
+
+
+def _report(
+    run: Path, tally: Tally, summary: Mapping[str, Any], took: str = "", hints: Iterable[str] = ()
+) -> None:
+    """Print what a harvest has brought."""
     rows = summary["rows"]
     print(
-        f"{tally.solved} of {tally.tasks} tasks solved, {tally.goals_met} of {tally.goals_total} "
-        f"goals met, {clock(seconds)} minutes\n"
+        f"{tally.solved} of {summary['tasks']} tasks solved, {tally.goals_met} of "
+        f"{tally.goals_total} goals met{took}\n"
         f"rows: {rows['kto']['good']} good and {rows['kto']['bad']} bad for KTO, "
         f"{rows['sft']} for SFT, {rows['dpo']} pairs for DPO"
     )
@@ -205,30 +272,19 @@ def run(options: HarvestOptions) -> None:
         print(f"dropped: {count} {reason}")
     for reason, count in islice(tally.reasons().items(), 5):
         print(f"infra_error: {count} trees were lost: {reason}")
-    for line in advice(
-        options,
-        outputs=tally.outputs,
-        malformed=tally.malformed,
-        dialogues=tally.dialogues,
-        user_faults=tally.user_faults,
-    ):
-        print(line)
-    print(f"look at {options.run / 'report.html'}")
-    if tally.finished < tally.tasks:
-        reason = str(tally.stopped or next(iter(tally.reasons())))
-        is_down = not tally.stopped and asked.backend != "canned"
-        why = f"the model did not answer ({reason})" if is_down else reason
-        said = f"{tally.tasks - tally.finished} of {tally.tasks} trees have no record: {why}"
-        raise UsageError(said) if asked.backend == "canned" else BackendError(said)
+    for hint in hints:
+        print(hint)
+    print(f"look at {run / 'report.html'}")
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     return main_cli(
         "python -m josh_search",
-        "Harvest training rows with JOSH, and hand them on.",
+        "Harvest training rows by search, and hand them on.",
         {
             "harvest": (HarvestOptions, run),
+            "rows": (RowsOptions, rows),
             "publish": (PublishOptions, publish),
             "export": (ExportOptions, export),
         },

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import signal
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
+from threading import current_thread, main_thread
 from typing import Any, TypeAlias
 
 from agents.backends.journal import Journal, Notes
@@ -108,7 +110,10 @@ def open_ray(
 
     try:
         found = _find(address)
+        ends_by = signal.getsignal(signal.SIGTERM)
         ray.init(found, log_to_driver=False, logging_level=logging.ERROR)
+        if current_thread() is main_thread():  # Ray has put a handler of its own there
+            signal.signal(signal.SIGTERM, ends_by)
     except SystemExit:  # Ray's, when whoever is there has said nothing sensible for minutes
         raise UsageError(f"no Ray cluster answers at {found}") from None
     except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
@@ -245,9 +250,9 @@ class RayEngine:
             KeyboardInterrupt: Ctrl-C was pressed.
         """
         coming = iter(jobs)
-        with interrupts_as_none(self._news):
+        with interrupts_as_none(self._news) as pressed:
             while True:
-                while hand := self._free_hand():
+                while not pressed and (hand := self._free_hand()):
                     job = self._next(coming)
                     if job is None:
                         if not any(hand.jobs for hand in self._hands):

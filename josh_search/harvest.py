@@ -13,16 +13,18 @@ from typing import Any, Protocol
 from agents.base import RunStopped
 from josh_search.engine import Engine, Job
 from josh_search.report import write_report
-from josh_search.rows import write_rows
+from josh_search.rows import KINDS, write_rows
 from josh_search.tree import tree_key
 from toolwoz_gym.records import (
+    ROW_FILES,
     Log,
     RunFolder,
     cannot_write,
-    read_jsonl,
+    file_digest,
+    read_log,
     usages_from_json,
     usages_to_json,
-    write_json,
+    write_sealed,
 )
 from toolwoz_gym.types import Task, ToolSpec, Usage
 
@@ -63,6 +65,8 @@ class Tally:
     """Why there is no record of a tree that was tried, by key: a model behind it did not answer."""
     stopped: RunStopped | None = None
     """Why no model answers any more."""
+    interrupted: bool = False
+    """Whether Ctrl-C has ended the harvest."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count a finished tree."""
@@ -150,36 +154,46 @@ def harvest(
         What the folder holds now, which trees were lost, and what ended it before all was tried.
 
     Raises:
-        UsageError: The folder cannot be written: no space is left, for example.
+        UsageError: The folder cannot be written, since no space is left, for example; or it has a
+            record that is damaged, or of none of the tasks.
     """
     with closing(folder.log("trees")) as log:
-        tally, waiting = _take_stock(log.path, tasks, len(tasks) if number is None else number)
-        watcher.update(tally, None)
+        tally, waiting = take_stock(log.path, tasks, len(tasks) if number is None else number)
         vain = 0
-        while waiting:
-            before = tally.finished
-            try:
+        try:
+            watcher.update(tally, None)
+            while waiting:
+                before = tally.finished
                 _play_round(engine, tasks, waiting, log, tally, watcher)
-            except RunStopped as error:
-                tally.stopped = error
-                break
-            vain = 0 if tally.finished > before else vain + 1
-            if vain > len(patience) or not patience:
-                break
-            if waiting:
-                seconds = patience[max(0, vain - 1)]
-                watcher.wait(tally, seconds)
-                time.sleep(seconds)
+                vain = 0 if tally.finished > before else vain + 1
+                if vain > len(patience) or not patience:
+                    break
+                if waiting:
+                    seconds = patience[max(0, vain - 1)]
+                    watcher.wait(tally, seconds)
+                    time.sleep(seconds)
+        except RunStopped as error:
+            tally.stopped = error
+        except KeyboardInterrupt:
+            tally.interrupted = True
     return tally
 
 
-def _take_stock(trees: Path, tasks: Sequence[Task], number: int) -> tuple[Tally, deque[int]]:
-    """Count what is finished, and return which of the first tasks are not, by their index."""
+def take_stock(trees: Path, tasks: Sequence[Task], number: int) -> tuple[Tally, deque[int]]:
+    """Count what is finished, and return which of the first tasks are not, by their index.
+
+    Args:
+        trees: The file of trees.
+        tasks: Those that there can be trees of.
+        number: How many of them are wanted, from the first on.
+
+    Raises:
+        UsageError: A record is damaged, or of none of the tasks.
+    """
     tally, finished = Tally(0), set()
-    for record in read_jsonl(trees):
-        if record["key"] not in finished:
-            finished.add(record["key"])
-            tally.add(record)
+    for record in read_log(trees, _Keys(tasks)):
+        finished.add(record["key"])
+        tally.add(record)
     waiting = deque(
         index
         for index in range(number)
@@ -188,6 +202,18 @@ def _take_stock(trees: Path, tasks: Sequence[Task], number: int) -> tuple[Tally,
     tally.before = tally.finished
     tally.tasks = tally.finished + len(waiting)
     return tally, waiting
+
+
+@dataclass(slots=True)
+class _Keys:
+    """The keys of the trees of some tasks. They are looked up when the first one is asked for."""
+
+    tasks: Sequence[Task]
+    keys: frozenset[str] = frozenset()
+
+    def __contains__(self, key: object) -> bool:
+        self.keys = self.keys or frozenset(tree_key(task, trial=0) for task in self.tasks)
+        return key in self.keys
 
 
 def _play_round(
@@ -256,8 +282,10 @@ def finish(
     """
     try:
         rows = write_rows(run, system, tools)
-        summary = {"run": run.name, **tally.to_json(), "rows": rows, **more}
-        write_json(run / "summary.json", summary)
+        files = {f"{kind}.jsonl": file_digest(run / f"{kind}.jsonl") for kind in KINDS}
+        figures = {"run": run.resolve().name, **tally.to_json(), "rows": rows}
+        summary = {**figures, ROW_FILES: files, **more}
+        write_sealed(run / "summary.json", summary)
         write_report(run)
     except OSError as error:
         raise cannot_write(run, error) from None

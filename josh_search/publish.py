@@ -20,7 +20,13 @@ from agents.options import SCRIPTS
 from agents.tool_formats import in_protocol
 from josh_search.rows import KINDS, Row
 from toolwoz_gym.cli import check_choices
-from toolwoz_gym.records import read_jsonl, write_jsonl
+from toolwoz_gym.records import (
+    check_rows,
+    read_config,
+    read_jsonl,
+    read_sealed,
+    write_jsonl,
+)
 from toolwoz_gym.types import Usage, UsageError
 
 Files: TypeAlias = dict[str, Path | str]
@@ -31,6 +37,14 @@ CONTENTS = {
     "sft": "the good messages: `prompt`, `completion`",
     "dpo": "pairs of a good and a bad message at one prompt: `prompt`, `chosen`, `rejected`",
 }
+
+STRATEGIES = {
+    "go_explore": "A search that goes on from the best place it knows (`go_explore`, after Ecoffet "
+    "et al. 2021, Nature 590:580)",
+    "josh": "JOSH ([arXiv 2409.04617](https://arxiv.org/abs/2409.04617))",
+    "chains": "A series of independent tries (`chains`)",
+}
+"""How a card calls what has played."""
 
 _OWN_TERMS = "whose licence or terms of use may say what its output may be used for"
 
@@ -92,7 +106,9 @@ def export(options: ExportOptions) -> None:
     Raises:
         UsageError: The run has no row files, or the file cannot be written.
     """
-    rows = read_jsonl(options.run / f"{options.kind}.jsonl")
+    file = options.run / f"{options.kind}.jsonl"
+    check_rows(file)
+    rows = read_jsonl(file)
     examples = openai_sft(rows) if options.kind == "sft" else openai_dpo(rows)
     dropped: Counter[str] = Counter()
     try:
@@ -116,13 +132,20 @@ def dataset_files(run: Path, licence: str | None) -> Files:
     Raises:
         UsageError: The run is not finished, or has no rows.
     """
-    config, summary = _read_json(run / "config.json"), _read_json(run / "summary.json")
+    if not (run / "summary.json").exists():
+        raise UsageError(
+            f"there is no {run / 'summary.json'}: publish the folder of a finished run, or have "
+            f"what it needs made of the trees that there are: python -m josh_search rows {run}"
+        )
+    config, summary = read_config(run), read_sealed(run / "summary.json")
     rows = summary["rows"]
     counts = {"kto": sum(rows["kto"].values()), "sft": rows["sft"], "dpo": rows["dpo"]}
     kinds = [kind for kind in KINDS if counts[kind]]
     if not kinds:
         raise UsageError(f"{run} has no rows to publish: harvest more dialogues")
     files: Files = {f"{kind}.jsonl": run / f"{kind}.jsonl" for kind in kinds}
+    for kind in kinds:
+        check_rows(run / f"{kind}.jsonl")
     files["README.md"] = dataset_card(config, summary, kinds, licence)
     return files
 
@@ -150,7 +173,7 @@ def dataset_card(
         "license": licence,
         "language": ["en"],
         "task_categories": ["text-generation"],
-        "tags": ["dialogue", "tool-use", "josh", *kinds],
+        "tags": ["dialogue", "tool-use", options["strategy"], *kinds],
         "configs": [
             {"config_name": kind, "data_files": [{"split": "train", "path": f"{kind}.jsonl"}]}
             for kind in kinds
@@ -165,9 +188,9 @@ def dataset_card(
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# Dialogues that earned their reward: {options['env']}",
-        f"Messages of a dialogue agent that uses tools, on {source}. JOSH "
-        "([arXiv 2409.04617](https://arxiv.org/abs/2409.04617)) played each task as a tree of "
-        "dialogues; what led to the reward is good, what left that path at the same prompt is bad. "
+        f"Messages of a dialogue agent that uses tools, on {source}. "
+        f"{STRATEGIES[options['strategy']]} played each task as a tree of dialogues; what led to "
+        "the reward is good, what left that path at the same prompt is bad. "
         f"{writer} wrote the messages.",
         _table(
             ("configuration", "rows", "what a row is"),
@@ -311,14 +334,6 @@ def _write(folder: Path, files: Files) -> None:
                 shutil.copyfile(source, folder / name)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except OSError:
-        raise UsageError(f"there is no {path}: publish the folder of a finished run") from None
-    return value
 
 
 def _tokens(usage: Mapping[str, Any]) -> str:

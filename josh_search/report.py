@@ -9,7 +9,6 @@ script element, and the page writes it as text, never as markup.
 
 from __future__ import annotations
 
-import json
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from toolwoz_gym.actions import parse_action
-from toolwoz_gym.records import dump, message_from_json, read_jsonl, replacing
-from toolwoz_gym.types import Usage, UsageError
+from toolwoz_gym.records import dump, message_from_json, read_log, read_sealed, replacing
+from toolwoz_gym.types import Usage
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 _DATA = "<!-- data -->"
@@ -42,8 +41,8 @@ def write_report(run: Path) -> Path:
     """
     about = {
         "run": run.resolve().name,
-        "config": _read_json(run / "config.json"),
-        "summary": _read_json(run / "summary.json") if (run / "summary.json").exists() else {},
+        "config": read_sealed(run / "config.json"),
+        "summary": read_sealed(run / "summary.json") if (run / "summary.json").exists() else {},
     }
     report = run / "report.html"
     with replacing(report) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
@@ -56,7 +55,7 @@ def _parts(about: Mapping[str, Any], trees: Path) -> Iterator[str]:
     before, after = _TEMPLATE.read_text("utf-8").split(_DATA)
     yield before
     yield _json_script("run", about)
-    for tree in read_jsonl(trees) if trees.exists() else ():
+    for tree in read_log(trees) if trees.exists() else ():
         nodes = tree.pop("nodes")
         task = {**tree, **_curve(tree, nodes), "seed": str(tree["seed"]), "nodes": len(nodes)}
         yield _json_script("task", task)
@@ -115,10 +114,3 @@ def _slim_message(data: Mapping[str, Any]) -> dict[str, Any]:
         if (written.content, written.call) != (message.content, message.call):
             slim["raw"] = raw
     return slim
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path} of a search run: {error}") from None

@@ -21,7 +21,7 @@ import numpy as np
 from agents.base import ChatMessage
 from agents.tool_calling import render_prompt
 from agents.tool_formats import native_answer, native_chat, tool_schema
-from toolwoz_gym.records import dump, message_from_json, read_jsonl, replacing
+from toolwoz_gym.records import dump, message_from_json, read_log, replacing
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import Message, ToolSpec
 
@@ -111,14 +111,14 @@ def write_rows(run: Path, system: str, tools: Sequence[ToolSpec] = ()) -> dict[s
         OSError: The rows cannot be written. Older files are as they were.
     """
     trees = run / "trees.jsonl"
-    successes = Successes(read_jsonl(trees))
+    successes = Successes(read_log(trees))
     tally, dropped = Counter[str](), Counter[str]()
     with ExitStack() as stack:
         files = {}
         for kind in KINDS:
             part = stack.enter_context(replacing(run / f"{kind}.jsonl"))
             files[kind] = stack.enter_context(open(part, "w", encoding="ascii", newline="\n"))
-        for record in read_jsonl(trees):
+        for record in read_log(trees):
             rows = tree_rows(record, system, successes, tools)
             for kind, file in files.items():
                 file.writelines(f"{dump(row)}\n" for row in getattr(rows, kind))

@@ -12,6 +12,7 @@ from threading import Barrier, Event
 from typing import Any
 
 import pytest
+from logs import write_log
 from rich.console import Console
 
 from agents.backends.canned import CannedBackend
@@ -26,7 +27,13 @@ from benchmarks.progress import Progress
 from josh_search.__main__ import main as harvest
 from toolwoz_gym import Dialogue, make_env
 from toolwoz_gym.env import DialogueEnv
-from toolwoz_gym.records import RunFolder, message_from_json, usages_to_json
+from toolwoz_gym.records import (
+    RunFolder,
+    message_from_json,
+    read_config,
+    read_log,
+    usages_to_json,
+)
 from toolwoz_gym.types import Domain, Message, Task, Usage
 
 ARGS = ["evaluate", "--agent", "random", "--also", "expert", "--tasks", "12"]
@@ -131,6 +138,27 @@ def test_a_cut_evaluation_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*ARGS, "--run", str(tmp_path)]) == 0
     assert "going on: 5 of 24 episodes are done" in capsys.readouterr().out
     assert sorted(lines(tmp_path)) == whole
+    assert summary(tmp_path) == before
+
+
+def test_foreign_episodes_are_refused_and_repeats_count_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["evaluate", "--agent", "expert", "--tasks", "3", "--run", str(tmp_path)]
+    assert main(args) == 0
+    before, log = summary(tmp_path), tmp_path / "trajectories.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole + whole)
+    assert main(args) == 0 and summary(tmp_path) == before
+    known = list(read_log(log))
+    task = known[0]["task_id"]
+    for key in (f"expert/{task}/1", f"random/{task}/0", "expert/builtin-train-000001/0"):
+        write_log(log, [*known, known[0] | {"key": key}])
+        capsys.readouterr()
+        assert main(args) == 2
+        assert capsys.readouterr().err.startswith(f"error: {log}, line 4: '{key}' is no part of")
+    log.write_bytes(whole.replace(b'"reward":1.0', b'"reward":0.0', 1))
+    assert main(args) == 2 and "trajectories.jsonl, line " in capsys.readouterr().err
     assert summary(tmp_path) == before
 
 
@@ -320,6 +348,16 @@ def test_an_adapter_is_compared_with_its_base(
     assert main([*args, "--tasks", "6"]) == 2
     assert "another configuration" in capsys.readouterr().err
 
+    (adapter / "training.json").write_text('{"options": {"model": "bundled-base"}}')
+    args = ["evaluate", "--adapter", str(adapter), "--run", str(tmp_path / "second")]
+    assert main([*args, "--tasks", "1"]) == 0
+    config = read_config(tmp_path / "second")
+    assert config["options"]["model"] == "bundled-base", "unless told, what it was trained from"
+    assert config["shown"]["bundled-base"]["system"].startswith("You ")
+    (adapter / "training.json").write_text("{")
+    assert main([*args, "--tasks", "1"]) == 2
+    assert "does not say what was trained" in capsys.readouterr().err
+
 
 def test_a_harvest_does_not_go_on_with_another_adapter(
     adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -464,6 +502,7 @@ def test_an_interrupt_keeps_what_is_finished(
     assert main([*args, "--episodes-at-once", "1"]) == 130
     assert capsys.readouterr().err.startswith("interrupted; what is finished is kept")
     assert 0 < len(records(tmp_path)) < 12
+    assert summary(tmp_path)["results"][0]["tasks"] == len(records(tmp_path))
 
 
 def test_the_live_line_counts_each_model() -> None:

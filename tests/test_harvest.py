@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from logs import write_log
 
 from agents.base import Agent, AgentFactory
 from agents.scripted import ExpertAgent, RandomAgent
@@ -20,9 +22,9 @@ from josh_search.engine import LocalEngine
 from josh_search.harvest import Tally, finish, harvest
 from josh_search.search import SearchOptions
 from toolwoz_gym.dialogue import Dialogue
-from toolwoz_gym.records import RunFolder, read_jsonl
+from toolwoz_gym.records import RunFolder, read_jsonl, read_log, read_sealed, write_sealed
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
-from toolwoz_gym.types import Message, Task
+from toolwoz_gym.types import Message, Task, UsageError
 from toolwoz_gym.users.scripted import ScriptedUser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -188,7 +190,7 @@ def test_the_files_that_follow_from_the_trees(tmp_path: Path) -> None:
     tally = run(tmp_path / "run", Shy)
     expected = count(tmp_path / "run")
     summary = finish(tmp_path / "run", tally, SYSTEM, seconds=1.5)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert read_sealed(tmp_path / "run" / "summary.json") == summary
     assert summary["run"] == "run" and summary["seconds"] == 1.5
     assert {k: summary[k] for k in expected} == expected
     for name, found in (("sft", summary["rows"]["sft"]), ("dpo", summary["rows"]["dpo"])):
@@ -222,8 +224,7 @@ def test_an_interrupt_keeps_what_is_finished(
     whole: Path, tmp_path: Path, most: tuple[int, int]
 ) -> None:
     path, watcher = tmp_path / "run", Breaking(*most)
-    with pytest.raises(KeyboardInterrupt):
-        run(path, watcher=watcher)
+    assert run(path, watcher=watcher).interrupted
     kept = lines(path)
     assert len(kept) == len(watcher.records) < len(TASKS) and set(kept) <= set(lines(whole))
     run(path)
@@ -256,7 +257,7 @@ def test_the_command_goes_on_after_an_interrupt_and_after_a_kill(tmp_path: Path)
     options = [*COMMAND, "--tasks", "150"]
     assert main([*options, "--run", str(undisturbed)]) == 0
     command = [sys.executable, "-m", "josh_search", *options, "--run", str(broken)]
-    for kill, seen in ((signal.SIGINT, 3), (signal.SIGKILL, 20)):
+    for kill, seen in ((signal.SIGINT, 3), (signal.SIGTERM, 9), (signal.SIGKILL, 20)):
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
@@ -265,16 +266,105 @@ def test_the_command_goes_on_after_an_interrupt_and_after_a_kill(tmp_path: Path)
                 process.stdout.readline()
             process.send_signal(kill)
             said = process.stderr.read()
-        if kill == signal.SIGINT:
+        if kill == signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL
+            assert main(["rows", str(broken)]) == 0
+        else:
             assert process.returncode == 130
             assert said.endswith("\ninterrupted; what is finished is kept: run again to go on\n")
-        else:
-            assert process.returncode == -signal.SIGKILL
-        assert not (broken / "summary.json").exists()
+        summary = read_sealed(broken / "summary.json")
+        assert seen <= summary["finished"] == len(lines(broken)) < 150
+        assert {k: summary[k] for k in ("solved", "goals_met")} == {
+            k: count(broken)[k] for k in ("solved", "goals_met")
+        }
+        assert all((broken / name).exists() for name in ("kto.jsonl", "report.html"))
     assert main([*options, "--run", str(broken), "--trees", "1"]) == 0
     assert records(broken) == records(undisturbed)
     assert len(lines(broken)) == len(lines(undisturbed)) == 150
     assert count(broken) == count(undisturbed)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a harvest that was made by the command."""
+    folder = tmp_path_factory.mktemp("small") / "run"
+    options = ["--agent", "expert", "--strategy", "josh", "--tasks", "3"]
+    assert main(["harvest", *options, "--run", str(folder)]) == 0
+    return folder
+
+
+DERIVED = ("kto.jsonl", "sft.jsonl", "dpo.jsonl", "summary.json", "report.html")
+
+
+def test_rows_can_be_made_at_any_time(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small, run)
+    assert read_sealed(run / "config.json")["shown"] == {"system": SYSTEM, "tools": []}
+    for name in DERIVED[:3]:
+        (run / name).unlink()
+    assert main(["rows", str(run)]) == 0 and "3 of 3 tasks solved" in capsys.readouterr().out
+    for name in DERIVED:  # what trees do not say is as the summary had it
+        assert (run / name).read_bytes() == (small / name).read_bytes(), name
+    (run / "summary.json").write_text("{}")
+    whole = lines(run)
+    (run / "trees.jsonl").write_bytes(b"".join([whole[0], *whole, whole[1][:50]]))  # and torn
+    assert main(["rows", "--run", str(run)]) == 0
+    summary = read_sealed(run / "summary.json")
+    assert (summary["finished"], summary["tasks"], summary["seconds"]) == (3, 3, None)
+    assert (run / "kto.jsonl").read_bytes() == (small / "kto.jsonl").read_bytes()
+    for spoil, said in ((b"", "has no trees yet"), (b"{}\n", "line 1: damaged")):
+        (run / "trees.jsonl").write_bytes(spoil)
+        assert main(["rows", str(run)]) == 2 and said in capsys.readouterr().err
+    (run / "trees.jsonl").unlink()
+    assert main(["rows", str(run)]) == 2 and "is no harvest" in capsys.readouterr().err
+    assert main(["rows", str(tmp_path)]) == 2 and "there is no run" in capsys.readouterr().err
+
+
+def test_foreign_trees_are_refused_and_repeats_count_once(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(small, run)
+    options = ["harvest", "--agent", "expert", "--strategy", "josh", "--run"]
+    assert main([*options, str(other), "--tasks", "1", "--split", "val"]) == 0
+    (foreign,) = lines(other)
+    (second,) = [r for r in read_log(small / "trees.jsonl") if r["key"].endswith("2/0")]
+    write_log(other / "trees.jsonl", [second | {"key": f"{second['task_id']}/1", "trial": 1}])
+    (trial,) = lines(other)
+    for line in (foreign, trial):
+        (run / "trees.jsonl").write_bytes(b"".join([*lines(small), line]))
+        for command in ([*options, str(run), "--tasks", "3"], ["rows", str(run)]):
+            capsys.readouterr()
+            assert main(command) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1 and "line 4: 'builtin-" in said and "no part of" in said
+        assert (run / "kto.jsonl").read_bytes() == (small / "kto.jsonl").read_bytes()
+    (run / "trees.jsonl").write_bytes(b"".join([*lines(small), lines(small)[0]]))
+    assert main([*options, str(run), "--tasks", "3"]) == 0
+    assert read_sealed(run / "summary.json")["finished"] == 3
+    assert (run / "kto.jsonl").read_bytes() == (small / "kto.jsonl").read_bytes()
+    before = read_sealed(run / "config.json")
+    changed = before | {"shown": {"system": "Be rude.", "tools": []}}
+    write_sealed(run / "config.json", changed)
+    assert main([*options, str(run), "--tasks", "3"]) == 2, "its rows would have two prompts"
+    assert "another configuration (system: Be rude." in capsys.readouterr().err
+
+
+def test_a_folder_that_is_gone_ends_the_harvest(tmp_path: Path) -> None:
+    path, watcher = tmp_path / "run", Silent()
+
+    class Moving(Silent):
+        def update(self, tally: Tally, record: Mapping[str, Any] | None) -> None:
+            super().update(tally, record)
+            if len(self.records) == 2 and path.exists():
+                path.rename(tmp_path / "elsewhere")
+
+    watcher = Moving()
+    with pytest.raises(UsageError, match=r"^[^\n]*trees.jsonl was deleted or moved [^\n]*$"):
+        run(path, watcher=watcher, at_once=1)
+    assert len(lines(tmp_path / "elsewhere")) == len(watcher.records) == 2 and not path.exists()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import pytest
 from chat_server import ChatServer, Handler, chat_server, completion, fails, says
 from hypothesis import given
 from hypothesis import strategies as st
+from logs import write_log
 from test_backend_openai import DEAR, QUICK
 
 from agents.backends.canned import CannedBackend, ReplayBackend
@@ -36,7 +37,7 @@ from agents.base import BackendError, ChatMessage, Completion, Sampling
 from benchmarks.__main__ import main as benchmark
 from benchmarks.reproducibility import compare_runs
 from josh_search.__main__ import main as search
-from toolwoz_gym.records import read_jsonl, usages_from_json, usages_to_json
+from toolwoz_gym.records import dump, read_lines, read_log, usages_from_json, usages_to_json
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +94,7 @@ def replay(run: Path, recorded: Path, *more: str) -> int:
 
 
 def trees(run: Path) -> list[dict[str, Any]]:
-    return sorted(read_jsonl(run / "trees.jsonl"), key=lambda record: str(record["key"]))
+    return sorted(read_log(run / "trees.jsonl"), key=lambda record: str(record["key"]))
 
 
 def lines(path: Path) -> list[bytes]:
@@ -220,7 +221,7 @@ def test_a_run_that_is_stopped_has_the_figures_of_what_is_finished(
     def limit(log: Path) -> str:
         """What the first unit takes."""
         server.default = Moody()
-        return str(sum(usages_from_json(next(read_jsonl(log))).values(), Usage()).tokens)
+        return str(sum(usages_from_json(next(read_log(log))).values(), Usage()).tokens)
 
     assert harvest(tmp_path / "whole", server, "--trees", "1") == 0
     most = limit(tmp_path / "whole" / "trees.jsonl")
@@ -460,8 +461,18 @@ def test_what_nobody_bills_does_not_count_against_a_limit(tmp_path: Path) -> Non
 
 
 def test_a_damaged_recording_is_a_usage_error(tmp_path: Path) -> None:
-    (tmp_path / COMPLETIONS).write_text('{"text": "Hello!"}\n')
-    with pytest.raises(UsageError, match="cannot read the completions"):
+    with Journal(tmp_path) as journal:
+        for key in (1, 2):
+            answer = Completion("Hello!", Usage(5, 1, calls=1), "stop", -0.5)
+            journal.keep(to_record("m", key, answer, billed=True))
+    one, two = (tmp_path / COMPLETIONS).read_bytes().splitlines(keepends=True)
+    (tmp_path / COMPLETIONS).write_bytes(one + two + one)
+    assert Recording.of(tmp_path).spent.calls == 2, "a line that is there twice is one call"
+    (tmp_path / COMPLETIONS).write_bytes(one + two.replace(b"Hello", b"Hallo"))
+    with pytest.raises(UsageError, match=r"completions.jsonl, line 2: damaged"):
+        Recording.of(tmp_path)
+    write_log(tmp_path / COMPLETIONS, [{"key": "a tree"}])
+    with pytest.raises(UsageError, match="holds other records"):
         Recording.of(tmp_path)
 
 
@@ -488,10 +499,12 @@ def test_a_harvest_is_replayed_to_the_byte(
     assert len(server.requests) == asked
     for name in ("trees.jsonl", "kto.jsonl", COMPLETIONS):
         assert lines(again / name) == lines(third / name), name
-        # Nobody bills a replay.
-        assert [x.replace(b'"billed":true', b'"billed":false') for x in lines(recorded / name)] == (
-            lines(again / name)
-        ), name
+    for name in ("trees.jsonl", "kto.jsonl"):
+        assert lines(recorded / name) == lines(again / name), name
+    # Nobody bills a replay.
+    made = [record | {"billed": False} for _, _, record in read_lines(recorded / COMPLETIONS)]
+    found = [record for _, _, record in read_lines(again / COMPLETIONS)]
+    assert sorted(map(dump, made)) == sorted(map(dump, found))
     config = json.loads((again / "config.json").read_text())
     assert config["replays"] == str(recorded) and config["options"]["model"] == "m"
 
@@ -511,7 +524,7 @@ def test_what_was_finished_of_a_run_is_replayed(
     assert "has no trees yet" in capsys.readouterr().err
     (recorded / "trees.jsonl").write_bytes(b"{}\n")
     assert replay(tmp_path / "none", recorded) == 2
-    assert "cannot read the trees" in capsys.readouterr().err
+    assert "trees.jsonl, line 1: damaged" in capsys.readouterr().err
 
     played, twice = tmp_path / "played", tmp_path / "twice"
     reach = ["--backend", "openai", "--model", "m", "--base-url", server.url, "--tasks", "4"]
@@ -572,6 +585,69 @@ def test_what_was_not_recorded_cannot_be_replayed(
         ReplayBackend(Recording(recorded / COMPLETIONS), "m").complete(PROMPT, Sampling())
 
 
+def test_a_forged_record_is_found_by_a_replay(
+    server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = tmp_path / "recorded"
+    assert harvest(recorded, server) == 0
+    known = trees(recorded)
+    solved, goals = not known[1]["solved"], [0] if not known[1]["goals_met"] else []
+    nodes = [*known[2]["nodes"][:-1], known[2]["nodes"][-1] | {"messages": []}]
+    forgeries = {
+        "solved": [known[0], known[1] | {"solved": solved}, known[2]],
+        "goals_met": [known[0], known[1] | {"goals_met": goals}, known[2]],
+        "nodes": [known[0], known[1], known[2] | {"nodes": nodes}],
+        "ledger": [known[0] | {"ledger": known[1]["ledger"]}, *known[1:]],
+    }
+    for number, (name, forged) in enumerate(forgeries.items()):
+        write_log(recorded / "trees.jsonl", forged)
+        capsys.readouterr()
+        assert replay(tmp_path / str(number), recorded) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "1 of 3 records differ, that of builtin-train" in said
+        assert said.endswith(f" in {name}\n")
+    write_log(recorded / "trees.jsonl", known)
+    assert replay(tmp_path / "true", recorded) == 0
+
+    played = tmp_path / "played"
+    reach = ["--backend", "openai", "--model", "m", "--base-url", server.url, "--tasks", "2"]
+    assert benchmark(["evaluate", *reach, "--run", str(played)]) == 0
+    one, two = read_log(played / "trajectories.jsonl")
+    write_log(played / "trajectories.jsonl", [one, two | {"reward": 1.0, "outcome": "success"}])
+    canned = ["evaluate", "--backend", "canned", "--model", str(played), "--run"]
+    assert benchmark([*canned, str(tmp_path / "twice")]) == 2
+    assert "1 of 2 records differ" in capsys.readouterr().err
+    write_log(played / "trajectories.jsonl", [one])
+    assert benchmark([*canned, str(tmp_path / "thrice")]) == 2, (
+        "one has nothing to be compared with"
+    )
+
+
+def test_a_replay_ignores_no_option(
+    server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even one that says what holds unless told, where the recording says something else."""
+    recorded, run = tmp_path / "recorded", tmp_path / "run"
+    assert harvest(recorded, server, "--seed", "3", "--temperature", "0.5", "--constrain") == 0
+    file = tmp_path / "options.yaml"
+    file.write_text("seed: 0\n")
+    for words, said in (
+        (["--seed", "0"], "was recorded with seed 3, not 0: leave it out"),
+        (["--seed=0"], "was recorded with seed 3, not 0: leave it out"),
+        (["--config", str(file)], "was recorded with seed 3, not 0: leave it out"),
+        (["--temperature", "1"], "was recorded with temperature 0.5, not 1.0: leave it out"),
+        (["--no-constrain"], "was recorded with constrain True, not False: leave it out"),
+        (["--user_temperature", "1"], "user_temperature has no say in a replay: leave it out"),
+        (["--device", "auto"], "device has no say in a replay: leave it out"),
+        (["--tasks", "24"], "has trees of 3 tasks only"),
+    ):
+        capsys.readouterr()
+        assert replay(run, recorded, *words) == 2
+        assert capsys.readouterr().err.endswith(f"{said}\n")
+    assert not run.exists()
+    assert replay(run, recorded, "--seed", "3", "--trees", "1", "--engine", "local") == 0
+
+
 def test_runs_are_compared(
     server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -582,10 +658,22 @@ def test_runs_are_compared(
     assert (different.records, different.equal_records) == (3, 0)
     assert different.calls >= 3 and different.equal_texts == 0, "each tree has its first call"
     capsys.readouterr()
-    assert benchmark(["reproducibility", "--runs", str(recorded), str(again), str(other)]) == 0
-    table = capsys.readouterr().out.splitlines()
+    assert benchmark(["reproducibility", "--runs", str(recorded), str(again)]) == 0
+    assert benchmark(["reproducibility", "--runs", str(recorded), str(again), str(other)]) == 2
+    said = capsys.readouterr()
+    assert said.err == f"error: not the same as {recorded}: {other}\n"
+    table = said.out.splitlines()[3:]
     assert table[2].startswith(f"| {again} | 3 of 3 | 3 of 3 |")
     assert table[3].startswith(f"| {other} | 0 of 3 | 0 of 3 |")
+    known = trees(again)
+    write_log(other / "trees.jsonl", [])
+    assert benchmark(["reproducibility", "--runs", str(other), str(other)]) == 2
+    write_log(again / "trees.jsonl", known[:2])
+    assert benchmark(["reproducibility", "--runs", str(recorded), str(again)]) == 2
+    assert "1 records are in one of" in capsys.readouterr().out
+    write_log(again / "trees.jsonl", [*known[:2], known[2] | {"solved": not known[2]["solved"]}])
+    assert benchmark(["reproducibility", "--runs", str(recorded), str(again)]) == 2
+    assert "| 2 of 3 | 2 of 3 |" in capsys.readouterr().out
     assert benchmark(["reproducibility", "--runs", str(recorded)]) == 2
     assert benchmark(["reproducibility", "--runs", str(recorded), str(tmp_path)]) == 2
     played = tmp_path / "played"
@@ -595,6 +683,6 @@ def test_runs_are_compared(
     assert "compare like runs" in capsys.readouterr().err
     assert harvest(tmp_path / "cold", server, "--temperature", "0.5") == 0
     capsys.readouterr()
-    assert benchmark(["reproducibility", "--runs", str(recorded), str(tmp_path / "cold")]) == 0
+    assert benchmark(["reproducibility", "--runs", str(recorded), str(tmp_path / "cold")]) == 2
     said = f"{tmp_path / 'cold'} has other options than {recorded}: temperature\n"
     assert capsys.readouterr().out.startswith(said)

@@ -42,6 +42,30 @@ def test_futures_are_taken_a_few_at_a_time(at_once: int) -> None:
     assert sorted(found) == list(range(20)) and taken == 20
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_an_interrupt_nothing_more_is_begun(number: signal.Signals) -> None:
+    """Not even what there would be room for, and not if all else is done already."""
+    begun = []
+
+    def futures(pool: ThreadPoolExecutor) -> Iterator[Future[int]]:
+        for n in range(5):
+            begun.append(n)
+            yield pool.submit(abs, -n)
+
+    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with (
+            ThreadPoolExecutor(1) as pool,
+            pytest.raises(KeyboardInterrupt),
+            closing(as_finished(futures(pool), 1)) as groups,
+        ):
+            for _ in groups:
+                os.kill(os.getpid(), number)
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    assert begun == [0]
+
+
 def test_an_interrupt_ends_the_wait() -> None:
     go_on = Event()
     with ThreadPoolExecutor(1) as pool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from logs import write_log
 
 from agents.tool_calling import system_prompt
 from josh_search.publish import (
@@ -29,7 +30,15 @@ from josh_search.search import SearchOptions, search
 from josh_search.tree import tree_to_json
 from toolwoz_gym.cli import main_cli
 from toolwoz_gym.dialogue import Dialogue
-from toolwoz_gym.records import provenance, read_jsonl, write_json, write_jsonl
+from toolwoz_gym.records import (
+    ROW_FILES,
+    file_digest,
+    provenance,
+    read_jsonl,
+    read_sealed,
+    write_jsonl,
+    write_sealed,
+)
 from toolwoz_gym.seeding import Luck
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
 from toolwoz_gym.types import Message, Task, UsageError
@@ -38,7 +47,7 @@ from toolwoz_gym.users.scripted import ScriptedUser
 WORLD = load_builtin(CityOptions.parse("domains=1,constraints=1,failures=0"))
 OPTIONS = {
     "env": "ToolWOZ-v0", "world": "builtin:domains=1", "agent": "tool_calling", "model": "bundled",
-    "beam": 4, "reward": "goal_calls", "seed": 7,
+    "strategy": "josh", "beam": 4, "reward": "goal_calls", "seed": 7,
     "user": "scripted",
 }  # fmt: skip
 
@@ -68,10 +77,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, task in enumerate(WORLD.tasks("train")[i] for i in range(20)):
         tree = search(dialogue, Doubter(task), task, seed=number, options=options)
         trees.append(tree_to_json(tree, 0))
-    write_jsonl(run / "trees.jsonl", trees)
+    write_log(run / "trees.jsonl", trees)
     rows = write_rows(run, system_prompt(WORLD.policy, WORLD.tools))
     config = {"options": OPTIONS, "world": WORLD.fingerprint, "made_with": provenance()}
-    write_json(run / "config.json", config)
+    write_sealed(run / "config.json", config)
     summary = {
         "finished": 20,
         "solved": sum(tree["solved"] for tree in trees),
@@ -79,8 +88,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "goals_total": sum(len(tree["goals"]) for tree in trees),
         "usage": {"agent": {"prompt": 4000, "completion": 321}, "user": {"prompt": 0}},
         "rows": rows,
+        ROW_FILES: {file.name: file_digest(file) for file in run.glob("*.jsonl")},
     }
-    write_json(run / "summary.json", summary)
+    write_sealed(run / "summary.json", summary)
     return run
 
 
@@ -89,8 +99,7 @@ def changed(run: Path, folder: Path, name: str, **changes: Any) -> Path:
     folder.mkdir()
     for file in run.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    value = json.loads((folder / name).read_text("utf-8"))
-    write_json(folder / name, {**value, **changes})
+    write_sealed(folder / name, {**read_sealed(folder / name), **changes})
     return folder
 
 
@@ -148,6 +157,41 @@ def test_the_licence_follows_from_world_and_model(
     assert "/home" not in body
     front, body = card(run, "cc-by-4.0")
     assert front["license"] == "cc-by-4.0" and "`cc-by-4.0`." in body
+
+
+@pytest.mark.parametrize(
+    ("strategy", "named"),
+    [
+        ("josh", "JOSH ([arXiv 2409.04617]"),
+        ("go_explore", "from the best place it knows (`go_explore`, after Ecoffet"),
+        ("chains", "A series of independent tries (`chains`)"),
+    ],
+)
+def test_the_card_names_what_has_played(
+    finished: Path, tmp_path: Path, strategy: str, named: str
+) -> None:
+    options = {**OPTIONS, "strategy": strategy}
+    front, body = card(changed(finished, tmp_path / "run", "config.json", options=options))
+    assert f"{named}" in body and ("JOSH" in body) == (strategy == "josh")
+    assert front["tags"][:3] == ["dialogue", "tool-use", strategy]
+
+
+def test_damaged_rows_are_not_handed_on(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = changed(finished, tmp_path / "run", "summary.json")
+    for kind in ("sft", "dpo"):
+        data = (run / f"{kind}.jsonl").read_bytes()
+        (run / f"{kind}.jsonl").write_bytes(data.replace(b"restaurant", b"Restaurant", 1))
+        commands = (["export", "--kind", kind, "--out", tmp_path / "x"], ["publish", "--out", run])
+        for words in commands:
+            assert command(*words, "--run", run) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1 and ".jsonl is not as its harvest wrote it" in said
+    summary = run / "summary.json"
+    summary.write_text(summary.read_text().replace('"solved": ', '"solved": 1'))
+    assert command("publish", "--out", tmp_path / "new", "--run", run) == 2
+    assert "summary.json is damaged" in capsys.readouterr().err
 
 
 def test_the_card_gives_away_no_address(finished: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from logs import write_log
 
 from toolwoz_gym.records import (
     Log,
@@ -21,9 +22,13 @@ from toolwoz_gym.records import (
     dump,
     message_from_json,
     message_to_json,
+    read_config,
     read_jsonl,
+    read_log,
+    read_sealed,
     write_json,
     write_jsonl,
+    write_sealed,
     write_text,
 )
 from toolwoz_gym.types import Message, ToolCall, Usage, UsageError
@@ -185,7 +190,97 @@ def test_what_json_does_not_know_is_not_written(log_file: Path) -> None:
     assert keys(log_file) == [1]
 
 
-@pytest.mark.parametrize("line", [b"{", b"3", b"[]", b"null", b"", b'{"a": "\xff"}', b"{} {}"])
+def write(path: Path, *records: dict[str, Any]) -> bytes:
+    write_log(path, records)
+    return path.read_bytes()
+
+
+def test_every_flipped_byte_is_noticed(log_file: Path, tmp_path: Path) -> None:
+    records = [{"key": "a", "solved": False, "text": "\u00e9 3.25"}, {"key": "b", "n": [1, None]}]
+    data = write(log_file, *records)
+    sealed = tmp_path / "config.json"
+    write_sealed(sealed, {"options": {"seed": 0, "text": "\u00e9"}, "made_with": [1.5]})
+    plain = sealed.read_bytes()
+    assert list(read_log(log_file)) == records
+    assert read_sealed(sealed)["options"] == {"seed": 0, "text": "\u00e9"}
+    for flip in (1, 32, 42, 128):
+        for place in range(len(data)):
+            log_file.write_bytes(flipped(data, place, flip))
+            with pytest.raises(UsageError, match=r"^\S*log.jsonl, line [123]: damaged[^\n]*$"):
+                list(read_log(log_file))
+        for place in range(len(plain)):
+            sealed.write_bytes(flipped(plain, place, flip))
+            with pytest.raises(UsageError, match=r"^\S*config.json is damaged[^\n]*$"):
+                read_sealed(sealed)
+
+
+def flipped(data: bytes, place: int, flip: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :]
+
+
+def test_a_record_that_is_there_twice_is_read_once(log_file: Path) -> None:
+    data = write(log_file, {"key": "a", "n": 1}, {"key": "b", "n": 2})
+    one, two = data.splitlines(keepends=True)
+    log_file.write_bytes(one + two + one + two + two[:-4])
+    assert [record["key"] for record in read_log(log_file, {"a", "b"})] == ["a", "b"]
+    with pytest.raises(UsageError, match="line 2: 'b' is no part of this run"):
+        list(read_log(log_file, {"a"}))
+    write(log_file, {"key": "a", "n": 1}, {"key": "a", "n": 2})
+    with pytest.raises(UsageError, match="line 2: another record of 'a': delete one"):
+        list(read_log(log_file))
+    write(log_file, {"key": 7})
+    with pytest.raises(UsageError, match="line 1: 7 is no part of this run"):
+        list(read_log(log_file))
+    log_file.write_bytes(b"")
+    assert list(read_log(log_file)) == []
+    log_file.unlink()
+    log_file.mkdir()
+    with pytest.raises(UsageError, match=r"^cannot read \S*log.jsonl: Is a directory$"):
+        list(read_log(log_file))
+
+
+def test_runs_of_an_older_version_are_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", CONFIG)
+    write_jsonl(tmp_path / "trees.jsonl", [{"key": "a"}])
+    for read in (
+        lambda: list(read_log(tmp_path / "trees.jsonl")),
+        lambda: RunFolder(tmp_path, CONFIG),
+        lambda: read_config(tmp_path),
+    ):
+        with pytest.raises(UsageError, match=r"^[^\n]*of an older version[^\n]*$"):
+            read()
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+def test_a_log_that_is_gone_takes_no_record(tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    log = Log(folder / "log.jsonl")
+    log.append({"key": "a"})
+    folder.rename(tmp_path / "elsewhere")
+    if how == "deleted":
+        (tmp_path / "elsewhere" / "log.jsonl").unlink()
+    if how == "replaced":
+        folder.mkdir()
+        (folder / "log.jsonl").touch()
+    with pytest.raises(UsageError, match=r"^\S*log.jsonl was deleted or moved [^\n]*$"):
+        log.append({"key": "b"})
+    log.close()
+    if how == "moved":
+        assert keys(tmp_path / "elsewhere" / "log.jsonl") == ["a"]
+
+
+DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"{", b"3", b"[]", b"null", b"", b'{"a": "\xff"}', b"{} {}", DEEP),
+        *(b'{"a":NaN}', b'{"a":-Infinity}', b'{"a":' + b"1" * 5000 + b"}", b"\x00"),
+    ],
+    ids=lambda line: line[:12].decode("latin-1"),
+)
 def test_a_damaged_line_is_named(log_file: Path, line: bytes) -> None:
     log_file.write_bytes(b'{"key":1}\n' + line + b'\n{"key":2}\n')
     with pytest.raises(UsageError, match=r"^.*log.jsonl, line 2: not a JSON record$"):
@@ -242,7 +337,7 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
     log.close()
     before = contents(path)
     written = json.loads(before["config.json"])
-    assert written.pop("made_with")["versions"]["gymnasium"]
+    assert written.pop("made_with")["versions"]["gymnasium"] and written.pop("digest")
     assert written == CONFIG
     RunFolder(path, {**CONFIG, "options": {**CONFIG["options"], "range": (1, 2)}})  # type: ignore[dict-item]
     assert contents(path) == before

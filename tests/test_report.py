@@ -19,10 +19,11 @@ from random import Random
 from typing import Any
 
 import pytest
+from logs import write_log
 
 from josh_search import report
 from josh_search.report import write_report
-from toolwoz_gym.records import write_json, write_jsonl
+from toolwoz_gym.records import write_sealed
 from toolwoz_gym.types import UsageError
 
 HOSTILE = (
@@ -153,8 +154,9 @@ def _turn(rng: Random, number: int, parent: int, step: int) -> dict[str, Any]:
 def write_run(folder: Path, trees: list[dict[str, Any]]) -> Path:
     """Write the records of a finished run; returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {"options": {"beam": 8}, "world": "b1946ac92492"})
-    write_jsonl(folder / "trees.jsonl", trees)
+    config = {"options": {"strategy": "go_explore"}, "world": "b1946ac92492"}
+    write_sealed(folder / "config.json", config)
+    write_log(folder / "trees.jsonl", trees)
     totals = {
         who: {part: sum(t["usage"][who][part] for t in trees) for part in ("prompt", "completion")}
         for who in ("agent", "user")
@@ -180,7 +182,7 @@ def write_run(folder: Path, trees: list[dict[str, Any]]) -> Path:
         "model": "Qwen/Qwen2.5-0.5B-Instruct",
         "world": "b1946ac92492",
     }
-    write_json(folder / "summary.json", summary)
+    write_sealed(folder / "summary.json", summary)
     return folder
 
 
@@ -254,7 +256,10 @@ def test_the_curve_says_after_how_many_written_tokens_goals_were_met(tmp_path: P
         node(2, 10, golden=True, outcome="success"),
     )
     unsolved = tree([1, 2], False, node(None, 0), node(0, 9, met=[2]), node(1, 9, met=[1]))
-    data = embedded(write_report(write_run(tmp_path, [guided, terminal, unsolved])))
+    trees = [guided, terminal, unsolved]
+    data = embedded(
+        write_report(write_run(tmp_path, [{**t, "key": str(n)} for n, t in enumerate(trees)]))
+    )
     assert [(task["goals_after"], task["solved_after"]) for task in data.tasks] == [
         ([115, 122], 172),
         ([30, 30], 30),
@@ -316,7 +321,7 @@ def test_hostile_text_stays_inside_its_script_element(tmp_path: Path) -> None:
     tree = random_tree(0)
     tree["instruction"] = tree["task_id"] = tree["nodes"][0]["messages"][0]["content"] = HOSTILE
     run = write_run(tmp_path, [tree])
-    write_json(run / "config.json", {"model": HOSTILE})
+    write_sealed(run / "config.json", {"model": HOSTILE})
     page = write_report(run)
     text = page.read_text("utf-8")
     plain = write_report(write_run(tmp_path / "plain", [random_tree(0)])).read_text("utf-8")
@@ -334,9 +339,10 @@ def test_text_that_looks_like_the_place_for_data_is_only_text(tmp_path: Path) ->
 
 
 def test_a_run_under_way_needs_no_trees_and_no_summary(tmp_path: Path) -> None:
-    write_json(tmp_path / "config.json", {})
+    write_sealed(tmp_path / "config.json", {"options": {}})
     data = embedded(write_report(tmp_path))
-    assert data == Embedded({"run": tmp_path.name, "config": {}, "summary": {}}, [], [])
+    about = {"run": tmp_path.name, "config": {"options": {}}, "summary": {}}
+    assert data == Embedded(about, [], [])
 
 
 def test_a_folder_without_a_run_is_the_users_mistake(tmp_path: Path) -> None:
@@ -345,8 +351,8 @@ def test_a_folder_without_a_run_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UsageError, match=r"config\.json"):
         write_report(tmp_path)
-    write_json(tmp_path / "config.json", {})
-    (tmp_path / "trees.jsonl").write_text("{")
+    write_sealed(tmp_path / "config.json", {"options": {}})
+    (tmp_path / "trees.jsonl").write_text("{}\n")
     with pytest.raises(UsageError, match=r"trees\.jsonl, line 1"):
         write_report(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"config.json", "trees.jsonl"}
@@ -511,7 +517,7 @@ def test_the_first_screen_shows_the_solved_tree_with_the_longest_story(
     assert page.text("#task h2") == tree["task_id"]
     assert page.text("#dialogue h2") == f"Step {tree['steps']} · node {last}"
     assert page.text("#instruction") == tree["instruction"]
-    assert page.text("#run h1") == "JOSH search: demo"
+    assert page.text("#run h1") == "go_explore search: demo"
     assert "dropped 2 messages of golden paths that were cut off" in page.text("#run")
     assert "Lost trees\n3\ninfrastructure errors" in page.text("#run")
     assert page.run("return document.querySelectorAll('.node').length") == len(tree["nodes"])
@@ -717,9 +723,9 @@ def test_hostile_text_is_shown_and_not_obeyed(browser: Browser, tmp_path: Path) 
             {"role": "assistant", "call": {"name": HOSTILE, "arguments": {HOSTILE: HOSTILE}}},
         ]
     run = write_run(tmp_path / "hostile", [tree])
-    write_json(run / "config.json", {"model": HOSTILE})
+    write_sealed(run / "config.json", {"model": HOSTILE})
     browser.open(write_report(run))
-    assert browser.run("return document.title") == "hostile · JOSH search"
+    assert browser.run("return document.title") == "hostile · go_explore search"
     assert browser.run("return document.querySelectorAll('img').length") == 0
     said = "document.querySelector('#chat .said').textContent"
     assert browser.run(f"return {said}.includes('</script><script>document.title')")
@@ -745,7 +751,7 @@ def test_a_run_under_way_shows_the_figures_of_its_trees(page: Browser, tmp_path:
 
 @pytest.mark.browser
 def test_an_empty_run_says_so(browser: Browser, tmp_path: Path) -> None:
-    write_json(tmp_path / "config.json", {})
+    write_sealed(tmp_path / "config.json", {"options": {}})
     browser.open(write_report(tmp_path))
     assert browser.text("#empty").startswith("No search tree has been finished yet")
     assert browser.run("return document.querySelector('main').hidden") is True

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from logs import write_log
 
 from agents.backends.canned import CannedBackend
 from agents.base import ChatMessage, Sampling
@@ -37,7 +38,7 @@ from josh_search.search import SearchOptions, search
 from josh_search.tree import tree_to_json
 from toolwoz_gym.actions import format_action, format_call, parse_action
 from toolwoz_gym.dialogue import Dialogue
-from toolwoz_gym.records import message_from_json, message_to_json, read_jsonl, write_jsonl
+from toolwoz_gym.records import message_from_json, message_to_json, read_jsonl
 from toolwoz_gym.seeding import Luck, derive
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
 from toolwoz_gym.types import END_CONVERSATION, Message, Task, ToolCall, UsageError
@@ -404,7 +405,7 @@ def trees() -> list[dict[str, Any]]:
 
 
 def test_files_hold_the_rows(trees: list[dict[str, Any]], tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "trees.jsonl", trees)
+    write_log(tmp_path / "trees.jsonl", trees)
     counts = write_rows(tmp_path, SYSTEM)
     rows = make_rows(trees, SYSTEM)
     assert counts == rows.counts()
@@ -414,7 +415,7 @@ def test_files_hold_the_rows(trees: list[dict[str, Any]], tmp_path: Path) -> Non
 
 
 def test_a_run_without_trees_has_files_without_rows(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "trees.jsonl", [])
+    write_log(tmp_path / "trees.jsonl", [])
     counts = write_rows(tmp_path, SYSTEM)
     assert counts == {"kto": {"good": 0, "bad": 0}, "sft": 0, "dpo": 0, "dropped": {}}
     assert (tmp_path / "dpo.jsonl").read_bytes() == b""
@@ -423,11 +424,11 @@ def test_a_run_without_trees_has_files_without_rows(tmp_path: Path) -> None:
 def test_old_files_stay_whole_when_the_trees_cannot_be_read(
     trees: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    write_jsonl(tmp_path / "trees.jsonl", trees[:3])
+    write_log(tmp_path / "trees.jsonl", trees[:3])
     (tmp_path / "kto.jsonl").write_text("old")
     with open(tmp_path / "trees.jsonl", "a") as file:
-        file.write('{"torn')
-    with pytest.raises(UsageError, match="line 4: not a JSON record"):
+        file.write('{"damaged":1}\n')
+    with pytest.raises(UsageError, match="line 4: damaged"):
         write_rows(tmp_path, SYSTEM)
     assert (tmp_path / "kto.jsonl").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 2
@@ -440,7 +441,7 @@ def test_memory_does_not_grow_with_the_trees(trees: list[dict[str, Any]], tmp_pa
         run = tmp_path / str(times)
         run.mkdir()
         copies = ({**tree, "key": f"{i}/{tree['key']}"} for i in range(times) for tree in trees)
-        count = write_jsonl(run / "trees.jsonl", copies)
+        count = write_log(run / "trees.jsonl", copies)
         tracemalloc.start()
         write_rows(run, SYSTEM)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -488,7 +489,7 @@ def test_trl_takes_the_files_unchanged(
     import datasets
     import trl
 
-    write_jsonl(tmp_path / "trees.jsonl", trees[:12])
+    write_log(tmp_path / "trees.jsonl", trees[:12])
     write_rows(tmp_path, "You serve.")
     file = tmp_path / f"{kind}.jsonl"
     datasets.disable_progress_bars()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolwoz_gym.records import write_jsonl
+from toolwoz_gym.records import ROW_FILES, file_digest, write_jsonl, write_sealed
 from toolwoz_gym.types import UsageError
 from training.dataset import Balance, balance, read_rows, shuffle
 from training.kto import KTOOptions, train_kto
@@ -524,6 +525,48 @@ def test_options_out_of_range_are_refused(tiny, tmp_path, changes, complaint):
     with pytest.raises(UsageError, match=complaint):
         train_kto(small(KTOOptions, tiny, run=run, **changes))
     assert not (run / "adapter").exists()
+
+
+def test_the_model_that_played_is_trained_and_no_other(tiny, warm, tmp_path):
+    """Whatever model the last command was about."""
+
+    def harvested(name, adapters=None, **options):
+        run = run_folder(tmp_path / name, toy_rows())
+        config = {"options": {"agent": "tool_calling", **options}, "adapters": adapters or {}}
+        write_sealed(run / "config.json", config)
+        return run
+
+    mine = harvested("mine", model=str(tiny), backend="transformers")
+    record = train_kto(small(KTOOptions, "auto", run=mine, max_steps=1))
+    assert record["options"]["model"] == str(tiny)
+    near = Path(os.path.relpath(tiny))
+    assert train_kto(small(KTOOptions, near, run=mine, max_steps=1)) == record
+    with pytest.raises(UsageError, match=r"was played by \S*tiny\S*, and its rows [^\n]*$"):
+        train_kto(small(KTOOptions, "bundled", run=mine, out=tmp_path / "other"))
+    old = {"agent_adapter": "0" * 64}
+    again = harvested("again", old, model=str(warm), backend="transformers")
+    with pytest.raises(UsageError, match="is another model than when it played"):
+        train_kto(small(KTOOptions, "auto", run=again))
+    hosted = harvested("hosted", model="gpt-4o", backend="openai")
+    scripted = harvested("scripted", agent="expert")
+    for run, who in ((hosted, "gpt-4o"), (scripted, "expert")):
+        with pytest.raises(UsageError, match=f"^{who} played [^\n]* cannot be trained"):
+            train_kto(small(KTOOptions, "auto", run=run))
+    assert train_kto(small(KTOOptions, tiny, run=hosted, max_steps=1))["steps"] == 1
+
+
+def test_rows_that_are_not_as_their_harvest_wrote_them_are_refused(tmp_path):
+    run = run_folder(tmp_path / "run", toy_rows())
+    write_sealed(run / "summary.json", {ROW_FILES: {"kto.jsonl": file_digest(run / "kto.jsonl")}})
+    whole = (run / "kto.jsonl").read_bytes()
+    assert len(read_rows(run / "kto.jsonl", "kto")) == len(toy_rows())
+    (run / "kto.jsonl").write_bytes(whole.replace(b"true", b"false", 1))
+    with pytest.raises(UsageError, match=r"is not as its harvest wrote it: .* rows \S*run makes"):
+        read_rows(run / "kto.jsonl", "kto")
+    tools = '"' + "[" * 100_000 + '"'
+    (tmp_path / "kto.jsonl").write_bytes(whole[:-2] + b',"tools":' + tools.encode() + b"}\n")
+    with pytest.raises(UsageError, match=r"kto.jsonl, line \d+: it is nested too deeply$"):
+        read_rows(tmp_path / "kto.jsonl", "kto")
 
 
 def test_presets_fit_the_options():

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -34,7 +34,9 @@ def main_cli(
     """Run the command that the command line asks for.
 
     Flags are the field names of the command's options. ``--config FILE`` reads values for them from
-    a YAML mapping; flags win. A program of a single command also takes its flags without its name.
+    a YAML mapping; flags win. A program of a single command also takes its flags without its name,
+    and a command with the option ``run`` takes that folder as its first word too. Options that have
+    an attribute ``given`` are told there which of them were named.
 
     Args:
         prog: What the program is called in its help.
@@ -48,7 +50,7 @@ def main_cli(
     Returns:
         The exit code, with one line that says why where it is not 0: 2 after a
         :class:`~toolwoz_gym.types.UsageError`, 1 after an exception of ``resumable``, 130 after an
-        interrupt from the keyboard.
+        interrupt from the keyboard or a SIGTERM.
 
     Raises:
         SystemExit: ``--help`` was asked for (0), or the flags do not parse (2).
@@ -64,13 +66,21 @@ def main_cli(
         name = words.pop(0) if named else next(iter(commands))
         options_class, run = commands[name]
         hint = "Options can also come from a YAML file: --config FILE."
+        fields = {field.name for field in dataclasses.fields(options_class)}
+        if words and not words[0].startswith("-") and "run" in fields:
+            words.insert(0, "--run")
+        words = _with_config(words, options_class)
         options: Any = tyro.cli(
             options_class,
             prog=f"{prog} {name}" if named else prog,
             description=f"{inspect.getdoc(options_class)}\n\n{hint}",
-            args=_with_config(words, options_class),
+            args=words,
         )
-        with _second_interrupt_ends() if resumable else nullcontext():
+        if "given" in fields:
+            flags = {word.partition("=")[0].replace("-", "_") for word in words}
+            named_ones = (n for n in fields if not flags.isdisjoint((f"__{n}", f"__no_{n}")))
+            object.__setattr__(options, "given", frozenset(named_ones))  # frozen, but new
+        with _interruptible(_press_twice() if resumable else signal.default_int_handler):
             run(options)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -103,8 +113,7 @@ def check_choices(options: object) -> None:
             raise UsageError(f"there is no {name} {value!r}: choose {', '.join(map(str, choices))}")
 
 
-@contextmanager
-def _second_interrupt_ends() -> Iterator[None]:
+def _press_twice() -> Callable[[int, FrameType | None], None]:
     """Have the first Ctrl-C break off as usual, which can take a while, and the second not."""
     pressed = count()
 
@@ -120,15 +129,23 @@ def _second_interrupt_ends() -> Iterator[None]:
         os.write(2, b"stopping; Ctrl-C again ends at once\n")
         raise KeyboardInterrupt
 
-    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not default or current_thread() is not main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, press)
+    return press
+
+
+@contextmanager
+def _interruptible(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle Ctrl-C, and what batch systems end a job with (SIGTERM), unless somebody else does."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ours = {number: old for number, old in usual.items() if signal.getsignal(number) is old}
+    if current_thread() is not main_thread():
+        ours = {}
+    for number in ours:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, old in ours.items():
+            signal.signal(number, old)
 
 
 def _with_config(words: list[str], options_class: type) -> list[str]:
@@ -152,7 +169,7 @@ def _flags(file: Path, options_class: type) -> list[str]:
         values = yaml.safe_load(file.read_text("utf-8")) or {}
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file} must hold a mapping of option names to values")

@@ -84,7 +84,7 @@ class Dialogue:
         if self.domain.end_marker not in answer.content:
             return self._limited(after)
         ended = self._ended(after)
-        if answer.error is None or ended.reward or self.domain.is_spoiled(after.task, after.world):
+        if answer.error is None or ended.reward or self.domain.is_spoiled(after):
             return ended
         # The agent could still have done it.
         return replace(ended, messages=(*episode.messages, answer), outcome="user_fault")

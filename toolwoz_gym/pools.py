@@ -21,8 +21,8 @@ def as_finished(
 ) -> Generator[set[Future[T]], None, None]:
     """Yield futures as they finish, in groups.
 
-    An interrupt is held back and raised here, after a group has been dealt with. Close the
-    generator (``contextlib.closing``) to give the keyboard back.
+    An interrupt is held back and raised here, after a group has been dealt with; until then, no
+    further future is taken. Close the generator (``contextlib.closing``) to give the keyboard back.
 
     Args:
         futures: What to wait for.
@@ -34,12 +34,14 @@ def as_finished(
     """
     finished: SimpleQueue[Future[T] | None] = SimpleQueue()
     coming, waiting = iter(futures), 0
-    with interrupts_as_none(finished):
+    with interrupts_as_none(finished) as pressed:
         while True:
-            for future in islice(coming, None if at_once is None else at_once - waiting):
+            room = None if at_once is None else at_once - waiting
+            while not pressed and room != 0 and (future := next(coming, None)):
                 waiting += 1
                 future.add_done_callback(finished.put)
-            if not waiting:
+                room = None if room is None else room - 1
+            if not waiting and not pressed:
                 break
             group = _take(finished)
             done = {future for future in group if future is not None}
@@ -51,29 +53,36 @@ def as_finished(
 
 
 @contextmanager
-def interrupts_as_none(queue: SimpleQueue[Any]) -> Iterator[None]:
-    """Put None into a queue when Ctrl-C raises ``KeyboardInterrupt``, instead of letting it.
+def interrupts_as_none(queue: SimpleQueue[Any]) -> Iterator[list[int]]:
+    """Put None into a queue when a signal raises ``KeyboardInterrupt``, instead of letting it.
 
     Python raises an interrupt wherever the main thread happens to be. If that is inside a future's
     lock, nobody ever opens it again, and the program waits for its threads forever.
+
+    Yields:
+        The signals that have come so far.
     """
+    pressed: list[int] = []
     in_main = current_thread() is main_thread()  # no other thread is ever interrupted
-    before = signal.getsignal(signal.SIGINT)
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
 
     def hold_back(number: int, frame: FrameType | None) -> None:
         try:
-            if callable(before):
-                before(number, frame)
+            usual = before[signal.Signals(number)]
+            assert callable(usual)
+            usual(number, frame)
         except KeyboardInterrupt:
+            pressed.append(number)
             queue.put(None)
 
-    if in_main:
-        signal.signal(signal.SIGINT, hold_back)
+    held = [number for number, handler in before.items() if callable(handler)]
+    for number in held:
+        signal.signal(number, hold_back)
     try:
-        yield
+        yield pressed
     finally:
-        if in_main:
-            signal.signal(signal.SIGINT, before)
+        for number in held:
+            signal.signal(number, before[number])
 
 
 def map_beside(pool: Executor, function: Callable[[T], U], items: Iterable[T], /) -> list[U]:

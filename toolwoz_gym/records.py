@@ -4,22 +4,26 @@ A run is a folder. ``config.json`` says what was asked for; a ``.jsonl`` file gr
 each finished unit of work, keyed by ``key``. Killed at any instant, the run goes on where it was: a
 torn last line is cut off, finished keys are skipped, and another configuration is refused. A run
 that has recorded nothing yet is no run: the folder may be used for another one.
+
+Each line of a log, and each JSON file that is read again, ends with a digest of what is before it.
+Damage is so found when it is read; forgery is not: for that a run is played again (``canned``).
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from toolwoz_gym.types import Message, Role, ToolCall, Usage, UsageError
 
@@ -71,7 +75,7 @@ class RunFolder:
             file = self.path / "config.json"
             # Another configuration is that of a run that came to nothing.
             if not file.exists() or _changes_of(self.path, self._config):
-                write_json(file, {**self._config, "made_with": provenance()})
+                write_sealed(file, {**self._config, "made_with": provenance()})
             for part in self.path.glob(".*.part"):  # of files that a kill left half written
                 part.unlink(missing_ok=True)
         except OSError as error:
@@ -89,11 +93,10 @@ def read_config(run: Path) -> dict[str, Any]:
     Raises:
         UsageError: There is none, or it cannot be read.
     """
-    try:
-        config = json.loads((run / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"there is no run in {run}: {error}") from None
-    if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
+    if not (run / "config.json").exists():
+        raise UsageError(f"there is no run in {run}")
+    config = read_sealed(run / "config.json")
+    if not isinstance(config.get("options"), dict):
         raise UsageError(f"the config.json in {run} is not that of a run")
     return config
 
@@ -139,11 +142,13 @@ class Log:
             Where in the file it begins.
 
         Raises:
-            UsageError: It cannot be written. The file is as it was before, as far as the disk
-                lets it; the next to open it cuts off what is left of the record.
+            UsageError: It cannot be written, or its folder is no longer there. The file is as it
+                was before, as far as the disk lets it; the next to open it cuts off what is left
+                of the record.
         """
-        line = memoryview((dump(record) + "\n").encode("ascii"))
+        line = memoryview(_seal(dump(record)[:-1].encode("ascii"), _LINE))
         with self._lock:
+            self._check_place()
             try:
                 written = 0
                 while written < len(line):  # a disk that fills up takes a part
@@ -156,6 +161,17 @@ class Log:
                 raise cannot_write(self.path, error) from None
             self._end += len(line)
             return self._end - len(line)
+
+    def _check_place(self) -> None:
+        """Refuse to go on with a file that nobody would find.
+
+        Raises:
+            UsageError: The file, or a folder that it is in, was deleted or moved.
+        """
+        with suppress(OSError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
+                return
+        raise UsageError(f"{self.path} was deleted or moved during the run, which ends here")
 
     def close(self) -> None:
         """Close the file."""
@@ -173,8 +189,143 @@ def dump(record: Any) -> str:
     return json.dumps(record, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
 
 
+_LINE = (b',"digest":"', b'"}\n')
+_FILE = (b',\n  "digest": "', b'"\n}\n')
+"""How the JSON object of a line ends with its digest, and that of a file for people to read."""
+
+
+def _seal(head: bytes, form: tuple[bytes, bytes]) -> bytes:
+    """Return a JSON object, given without its closing brace, with its digest as the last entry."""
+    mark, end = form
+    return head + mark + hashlib.sha256(head).hexdigest()[:16].encode("ascii") + end
+
+
+def _unseal(data: bytes, form: tuple[bytes, bytes]) -> dict[str, Any]:
+    """Return what was sealed, without its digest.
+
+    Raises:
+        ValueError: It is not as it was written.
+    """
+    head, mark, _ = data.rpartition(form[0])
+    if not mark or _seal(head, form) != data:
+        raise ValueError("its digest does not fit")
+    value = parse_json(head + b"}")
+    assert isinstance(value, dict), "only objects have a last entry"
+    return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON, strictly.
+
+    Raises:
+        ValueError: It is none, or holds NaN or Infinity, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def read_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
+    """Read what a :class:`Log` has written, line by line.
+
+    A last line that was torn by a kill is no record, and is left out.
+
+    Args:
+        path: The file.
+        start: Where in the file a line begins, to read from there.
+
+    Yields:
+        Where in the file the line begins, the line, and its record without the digest.
+
+    Raises:
+        UsageError: The file cannot be read, or a line is not as it was written.
+    """
+    try:
+        with open(path, "rb") as file:
+            place = file.seek(start)
+            for number, line in enumerate(file, 1):
+                ended = line.endswith(b"\n")
+                try:  # with another byte in the place of its end, the last line would look torn
+                    record = _unseal(line if ended else line[:-1] + b"\n", _LINE)
+                except ValueError:
+                    record = None
+                if ended != (record is not None):
+                    where = f"byte {place}" if start else f"line {number}"
+                    raise UsageError(
+                        f"{path}, {where}: damaged, or of an older version without digests: "
+                        "delete the line to go on without it"
+                    )
+                if record is not None:
+                    yield place, line, record
+                place += len(line)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_log(path: Path, known: Container[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Read the records that a :class:`Log` has written, each key once.
+
+    Args:
+        path: The file.
+        known: The keys that there can be; None: any.
+
+    Raises:
+        UsageError: The file cannot be read; a line is not as it was written; a record's key is not
+            known, or is that of another record that says something else.
+    """
+    seen: dict[int, int] = {}  # of each key and of each record 64 bits: there can be millions
+    for number, (_, line, record) in enumerate(read_lines(path), 1):
+        key, digest = record.get("key"), int(line[-19:-3], 16)
+        if not isinstance(key, str) or (known is not None and key not in known):
+            raise UsageError(
+                f"{path}, line {number}: {key!r:.80} is no part of this run: delete the line to go "
+                "on without it"
+            )
+        if (short := hash(key)) not in seen:
+            seen[short] = digest
+            yield record
+        elif seen[short] != digest:
+            raise UsageError(f"{path}, line {number}: another record of {key!r:.80}: delete one")
+
+
+def check_replay(recording: Path, replay: Path) -> None:
+    """Refuse a replay whose records are not those of the recording, ledgers included.
+
+    Args:
+        recording: A log of the run that was played again.
+        replay: The log of the replay. It may lack records.
+
+    Raises:
+        UsageError: A record is not there, or is another one.
+    """
+    found, expected = _digests(replay), _digests(recording)
+    differing = [key for key in found if found[key] != expected.get(key)]
+    if differing:
+        key = differing[0]
+        one, two = _record(recording, key), _record(replay, key)
+        names = [name for name in {**one, **two} if dump(one.get(name)) != dump(two.get(name))]
+        how = f"in {', '.join(names)}" if one else "is not in it"
+        raise UsageError(
+            f"{recording} is not what its options and completions give: {len(differing)} of "
+            f"{len(found)} records differ, that of {key} {how}"
+        )
+
+
+def _digests(log: Path) -> dict[str, bytes]:
+    return {r["key"]: hashlib.sha256(dump(r).encode()).digest() for r in read_log(log)}
+
+
+def _record(log: Path, key: str) -> dict[str, Any]:
+    return next((record for record in read_log(log) if record["key"] == key), {})
+
+
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the records of a file, one at a time.
+    """Read the objects of a file of plain JSON lines, one at a time.
 
     Raises:
         UsageError: The file is missing, or one of its lines is no JSON object.
@@ -183,7 +334,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    record = json.loads(line)
+                    record = parse_json(line)
                 except ValueError:
                     record = None
                 if not isinstance(record, dict):
@@ -210,6 +361,63 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file for people to read, replacing an older one only when whole."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file as :func:`write_json` does, with a digest at its end."""
+    head = json.dumps(value, indent=2, allow_nan=False).removesuffix("\n}")
+    write_text(path, _seal(head.encode("ascii"), _FILE).decode("ascii"))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_sealed` wrote, without the digest.
+
+    Raises:
+        UsageError: It is missing, or not as it was written.
+    """
+    try:
+        return _unseal(path.read_bytes(), _FILE)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        cure = "choose another run folder"
+        if path.name == "summary.json":
+            cure = f"python -m josh_search rows {path.parent} makes it anew"
+        why = f"{path} is damaged, or of an older version without digests: {cure}"
+        raise UsageError(why) from None
+
+
+ROW_FILES = "row_files"
+"""The entry of a harvest's summary with the digests of the files that it has made of its trees."""
+
+
+def check_rows(file: Path) -> None:
+    """Refuse rows that are not those that their harvest has written. Rows without one are taken.
+
+    Raises:
+        UsageError: They are not, or cannot be read.
+    """
+    summary = file.with_name("summary.json")
+    if summary.exists() and read_sealed(summary).get(ROW_FILES, {}).get(file.name) != (
+        file_digest(file)
+    ):
+        raise UsageError(
+            f"{file} is not as its harvest wrote it: python -m josh_search rows {file.parent} "
+            "makes it anew; rows of your own belong into another folder"
+        )
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        UsageError: The file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -323,14 +531,9 @@ def _changes_of(path: Path, config: Mapping[str, Any]) -> list[str]:
             if path.exists() and not (path.is_dir() and all(map(_is_left_over, path.iterdir()))):
                 raise UsageError(f"{path} holds something else: choose another run folder")
             return []
-        old = json.loads(file.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the run folder {path}: {error.strerror}") from None
-    except ValueError:
-        old = None
-    if not isinstance(old, dict):
-        raise UsageError(f"{file} is damaged: choose another run folder")
-    return _changes(old, json.loads(json.dumps(config)))
+    return _changes(read_sealed(file), json.loads(json.dumps(config)))
 
 
 def _is_left_over(file: Path) -> bool:

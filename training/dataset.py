@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from toolwoz_gym.records import read_jsonl
+from toolwoz_gym.records import check_rows, parse_json, read_jsonl
 from toolwoz_gym.seeding import Luck
 from toolwoz_gym.types import UsageError
 
@@ -77,8 +76,10 @@ def read_rows(path: Path, kind: Kind) -> list[Row]:
     read.
 
     Raises:
-        UsageError: The file is missing or empty, or a row is malformed: the message names the line.
+        UsageError: The file is missing, empty, or not as its harvest wrote it; or a row is
+            malformed: the message names the line.
     """
+    check_rows(path)
     rows = []
     for number, record in enumerate(read_jsonl(path), 1):
         try:
@@ -127,7 +128,7 @@ def _row(record: dict[str, Any], kind: Kind) -> Row:
 def _tools(record: dict[str, Any]) -> list[dict[str, Any]] | None:
     if "tools" not in record:
         return None
-    tools = json.loads(record["tools"]) if isinstance(record["tools"], str) else None
+    tools = parse_json(record["tools"]) if isinstance(record["tools"], str) else None
     if not isinstance(tools, list):
         raise ValueError("tools must be a list of tools, as JSON text")
     return tools

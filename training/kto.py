@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agents.models import BUNDLED, adapter_digest, resolve
+from agents.options import SCRIPTS, SERVERS
+from toolwoz_gym.records import file_digest, read_config
 from toolwoz_gym.types import UsageError
 from training.dataset import balance, read_rows, shuffle
 from training.options import TrainOptions
-from training.output import digest, finished, staged
+from training.output import finished, staged
 
 LEFT_OVER = "left over: KTO pairs every row with a neighbour"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KTOOptions(TrainOptions):
-    """Train a LoRA adapter by KTO on the good and bad messages of a JOSH run."""
+    """Train a LoRA adapter by KTO on the good and bad messages of a harvest."""
 
     run: Path
-    """Folder of the JOSH run; its kto.jsonl is learned from."""
+    """Folder of the harvest; its kto.jsonl is learned from."""
+    model: str = "auto"
+    """The policy to train, named as for a harvest; auto: the model that played it ("bundled" where
+    the folder holds nothing but rows). No other: KTO learns from what the policy itself has said.
+    Where a script or a server played, name the model that is to learn from it."""
     out: Path | None = None
     """Folder for the adapter and the records of its training; <run>/adapter when left out."""
     learning_rate: float = 1e-4
@@ -35,6 +42,39 @@ class KTOOptions(TrainOptions):
     def folder(self) -> Path:
         """Where the adapter goes."""
         return self.out or self.run / "adapter"
+
+
+def _policy(options: KTOOptions) -> str:
+    """Return the model to train: the one whose words the rows are, if that can be trained.
+
+    Raises:
+        UsageError: Another one was asked for, or the one that played is another one by now; or
+            none was asked for though none has played that can be trained.
+    """
+    run, asked = options.run, options.model
+    if not (run / "config.json").exists():
+        return BUNDLED if asked == "auto" else asked
+    config = read_config(run)
+    made_by = config["options"]
+    if made_by.get("agent") in SCRIPTS or made_by.get("backend") in SERVERS:
+        if asked == "auto":
+            who = made_by["agent"] if made_by["agent"] in SCRIPTS else made_by["model"]
+            raise UsageError(
+                f"{who} played {run} and cannot be trained: name the --model that is to learn"
+            )
+        return asked
+    played: str = made_by["model"]
+    if asked not in ("auto", played) and Path(asked).resolve() != Path(played).resolve():
+        raise UsageError(
+            f"{run} was played by {played}, and its rows are {played}'s words: leave --model "
+            f"{asked} out; or have it learn from them all the same, from a folder of its own with "
+            "a copy of kto.jsonl"
+        )
+    before = config["adapters"].get("agent_adapter")
+    adapter = resolve(played).adapter if before else None
+    if before and not (adapter and adapter_digest(adapter) == before):
+        raise UsageError(f"{played} is another model than when it played {run}: harvest anew")
+    return played
 
 
 def train_kto(options: KTOOptions) -> dict[str, Any]:
@@ -54,7 +94,9 @@ def train_kto(options: KTOOptions) -> dict[str, Any]:
     if options.device_batch < 2:
         raise UsageError("device_batch must be at least 2: KTO pairs rows within a forward pass")
     file = options.run / "kto.jsonl"
-    asked = {"kind": "kto", "options": options.to_json(), "rows_sha256": digest(file)}
+    rows_sha256 = file_digest(file)
+    options = replace(options, model=_policy(options))
+    asked = {"kind": "kto", "options": options.to_json(), "rows_sha256": rows_sha256}
     if (done := finished(options.folder, asked)) is not None:
         return done
     rows = shuffle(read_rows(file, "kto"), options.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,18 +13,6 @@ from typing import Any
 from toolwoz_gym.types import UsageError
 
 RECORD = "training.json"
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        UsageError: The file cannot be read.
-    """
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
 
 
 def finished(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolwoz_gym.records import file_digest
 from toolwoz_gym.types import UsageError
 from training.dataset import read_rows, shuffle
 from training.options import TrainOptions
-from training.output import digest, finished, staged
+from training.output import finished, staged
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +18,7 @@ class SFTOptions(TrainOptions):
     """Train a LoRA adapter by supervised fine-tuning, with loss on assistant messages only."""
 
     rows: Path
-    """File of rows to learn from: the sft.jsonl of a JOSH run, or whole dialogues."""
+    """File of rows to learn from: the sft.jsonl of a harvest, or whole dialogues."""
     out: Path
     """Folder for the adapter and the records of its training."""
     learning_rate: float = 2e-4
@@ -35,7 +36,7 @@ def train_sft(options: SFTOptions) -> dict[str, Any]:
             template does not fit, or the folder holds something else.
     """
     options.check()
-    asked = {"kind": "sft", "options": options.to_json(), "rows_sha256": digest(options.rows)}
+    asked = {"kind": "sft", "options": options.to_json(), "rows_sha256": file_digest(options.rows)}
     if (done := finished(options.out, asked)) is not None:
         return done
     rows = shuffle(read_rows(options.rows, "sft"), options.seed)

@@ -8,7 +8,6 @@ driver, which has the file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
@@ -17,7 +16,7 @@ from threading import Lock
 from typing import Any, Protocol, Self
 
 from agents.base import Backend, BackendError, ChatMessage, Completion, Sampling
-from toolwoz_gym.records import Log, ledger_to_json, usage_to_json
+from toolwoz_gym.records import Log, ledger_to_json, read_lines, usage_to_json
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
@@ -101,27 +100,28 @@ class Recording:
         place = self._places.get(key)
         if place is None:
             return None
-        with open(self.path, "rb") as file:
-            file.seek(place)
-            return _completion(json.loads(file.readline()))
+        return _completion(self._record_at(place)[1])
+
+    def _record_at(self, place: int) -> tuple[bytes, dict[str, Any]]:
+        """Return a line of the file, and its record."""
+        for _, line, record in read_lines(self.path, place):
+            return line, record
+        raise UsageError(f"{self.path} is shorter than it was")
 
     def _read(self) -> None:
-        place = 0
-        try:
-            with open(self.path, "rb") as file:
-                for line in file:
-                    if not line.endswith(b"\n"):  # torn by a kill
-                        break
-                    self._add(json.loads(line), place)
-                    place += len(line)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"cannot read the completions in {self.path}: {error}") from None
+        for place, line, record in read_lines(self.path):
+            try:
+                before = self._places.get(record["key"])
+                if before is None or self._record_at(before)[0] != line:
+                    self._add(record, place)
+            except (KeyError, TypeError) as error:
+                raise UsageError(f"{self.path} holds other records: no {error}") from None
 
     def _add(self, record: Mapping[str, Any], place: int) -> None:
         """Take in a completion.
 
         Of equal calls the last counts, though all were paid for: a tree that was begun anew
-        elsewhere has its answers.
+        elsewhere has its answers. A line that is there twice is one call.
         """
         self._places[record["key"]] = place
         if record["billed"]:
