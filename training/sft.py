@@ -45,14 +45,13 @@ def train_sft(options: SFTOptions) -> dict[str, Any]:
 
     from training.encode import encode_all
     from training.policy import load_policy
-    from training.trainer import arguments, quiet, run, write_output
+    from training.trainer import arguments, quiet, reserve, run, write_output
 
-    with quiet():
+    with staged(options.out, asked) as stage, quiet():
         policy = load_policy(options)
-    kept, dropped = encode_all(policy.tokenizer, rows, options.max_length)
-    if not kept:
-        raise UsageError(f"{options.rows}: no rows are left to learn from ({dict(dropped)})")
-    with staged(options.out) as stage, quiet():
+        kept, dropped = encode_all(policy.tokenizer, rows, options.max_length)
+        if not kept:
+            raise UsageError(f"{options.rows}: no rows are left to learn from ({dict(dropped)})")
         trainer = SFTTrainer(
             model=policy.model,
             args=SFTConfig(**arguments(options, stage)),
@@ -62,6 +61,7 @@ def train_sft(options: SFTOptions) -> dict[str, Any]:
             processing_class=policy.tokenizer,
             peft_config=policy.new_adapter,
         )
+        reserve(stage, trainer.model, options.save_dtype)
         curve, seconds = run(trainer)
         return write_output(
             stage,
