@@ -30,6 +30,7 @@ from agents.tool_calling import ToolCallingAgent
 from agents.tool_formats import is_native
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.env import DialogueEnv
+from toolwoz_gym.progress import phase
 from toolwoz_gym.records import read_config
 from toolwoz_gym.tau_bench.domain import TauBench, TauTask
 from toolwoz_gym.types import Domain, Message, Task, ToolSpec, Usage, UsageError
@@ -236,7 +237,10 @@ class AgentOptions:
         if self.backend == "transformers":
             from agents.backends.transformers import TransformersBackend
 
-            return TransformersBackend.load(self.model, self.device, self.dtype, exact=self.exact)
+            with phase(f"loading {self.model}"):
+                return TransformersBackend.load(
+                    self.model, self.device, self.dtype, exact=self.exact
+                )
         if self.backend == "vllm":
             try:
                 from agents.backends.vllm import VLLMBackend
@@ -244,13 +248,14 @@ class AgentOptions:
                 raise UsageError(
                     f"vLLM cannot be imported ({error}): docs/vllm.md says how to install it"
                 ) from error
-            return VLLMBackend.load(
-                self.model,
-                self.device,
-                self.dtype,
-                exact=self.exact,
-                gpu_memory=self.gpu_memory,
-            )
+            with phase(f"loading {self.model}"):
+                return VLLMBackend.load(
+                    self.model,
+                    self.device,
+                    self.dtype,
+                    exact=self.exact,
+                    gpu_memory=self.gpu_memory,
+                )
         from agents.backends.openai import OpenAIBackend
 
         budget = budget or self.open_budget()

@@ -13,6 +13,7 @@ from agents.controls import CONTROLS
 from agents.scripted import ExpertAgent
 from toolwoz_gym import make_env
 from toolwoz_gym.env import DialogueEnv
+from toolwoz_gym.progress import watched
 from toolwoz_gym.rollout import play
 from toolwoz_gym.types import UsageError
 
@@ -64,7 +65,8 @@ def prove(options: ControlOptions) -> list[Result]:
             numbers = range(min(options.tasks, count) if options.tasks else count)
             chunks = [numbers[i : i + _CHUNK] for i in numbers[::_CHUNK]]
             parts = [pool.submit(_play, options, split, chunk) for chunk in chunks]
-            results.append(_gather(split, len(numbers), [part.result() for part in parts]))
+            ended = watched((part.result() for part in parts), len(parts), f"parts of {split}")
+            results.append(_gather(split, len(numbers), list(ended)))
     return results
 
 

@@ -19,6 +19,7 @@ from agents.scripted import ExpertAgent, KeywordAgent
 from benchmarks.comparison import Table, percent
 from benchmarks.metrics import Estimate, Floats, mean, success_rate
 from toolwoz_gym import Dialogue, load_world
+from toolwoz_gym.progress import watched
 from toolwoz_gym.rollout import play
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import UsageError
@@ -96,7 +97,8 @@ def measure(options: NoiseOptions) -> list[Level]:
         raise UsageError(f"tasks: 1 to {count}; trials and max_steps: at least 1")
     cases = [(v, agent, noise) for v in VERSIONS for agent in AGENTS for noise in options.levels]
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        return list(pool.map(_measure, [options] * len(cases), cases))
+        played = pool.map(_measure, [options] * len(cases), cases)
+        return list(watched(played, len(cases), "cases"))
 
 
 def _measure(options: NoiseOptions, case: tuple[int, str, float]) -> Level:

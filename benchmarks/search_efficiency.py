@@ -28,6 +28,7 @@ from josh_search.tree import tree_to_json
 from toolwoz_gym import make_env
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.pools import as_finished
+from toolwoz_gym.progress import phase
 from toolwoz_gym.records import RunFolder, read_jsonl, write_json, write_text
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import Task, UsageError
@@ -118,7 +119,8 @@ def run(options: EfficiencyOptions) -> None:
         if todo:
             with options.open_players(env.dialogue) as (dialogue, make_agent):
                 for name, seed in todo:
-                    record = _play(dialogue, make_agent, tasks, options, name, seed)
+                    with phase(f"{name}, seed {seed}"):
+                        record = _play(dialogue, make_agent, tasks, options, name, seed)
                     log.append(record)
                     print(_line(record), flush=True)
     records = [

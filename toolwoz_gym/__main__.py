@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from toolwoz_gym import make_env
 from toolwoz_gym.play import Terminal, play
+from toolwoz_gym.progress import phase
 from toolwoz_gym.rollout import Policy
 from toolwoz_gym.tau_bench.data import prepare_tau_bench, tau_bench_folder
 from toolwoz_gym.toolwoz.multiwoz import multiwoz_folder, prepare_multiwoz
@@ -91,13 +92,15 @@ def _add_prepare(data: argparse.ArgumentParser) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     if options.what == "tau_bench":
         folder = tau_bench_folder()
-        tasks = prepare_tau_bench(folder, options.source)
+        with phase("preparing tau_bench"):
+            tasks = prepare_tau_bench(folder, options.source)
         print(f"prepared tau_bench in {folder}")
         for split, count in tasks.items():
             print(f"  {split}: {count} tasks")
         return
     folder = multiwoz_folder()
-    prepared = prepare_multiwoz(folder, options.source)
+    with phase("preparing multiwoz"):
+        prepared = prepare_multiwoz(folder, options.source)
     print(f"prepared multiwoz in {folder}")
     for split, count in prepared.tasks.items():
         print(f"  {split}: {count} tasks, of which ToolWOZ-v1 has {prepared.kept.get(split, 0)}")

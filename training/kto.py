@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolwoz_gym.progress import phase
 from toolwoz_gym.types import UsageError
 from training.dataset import balance, read_rows, shuffle
 from training.options import TrainOptions
@@ -67,8 +68,9 @@ def train_kto(options: KTOOptions) -> dict[str, Any]:
     from training.trainer import arguments, quiet, reserve, run, write_output
 
     with staged(options.folder, asked) as stage, quiet():
-        policy = load_policy(options)
-        kept, dropped = encode_all(policy.tokenizer, rows, options.max_length)
+        with phase(f"loading {options.model} and {len(rows):,} rows"):
+            policy = load_policy(options)
+            kept, dropped = encode_all(policy.tokenizer, rows, options.max_length)
         if len(kept) % options.device_batch == 1:
             # Alone in a forward pass it would be its own neighbour, and KTO's estimate of the drift
             # would be the row's own reward.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolwoz_gym.progress import phase
 from toolwoz_gym.types import UsageError
 from training.dataset import read_rows, shuffle
 from training.options import TrainOptions
@@ -48,8 +49,9 @@ def train_sft(options: SFTOptions) -> dict[str, Any]:
     from training.trainer import arguments, quiet, reserve, run, write_output
 
     with staged(options.out, asked) as stage, quiet():
-        policy = load_policy(options)
-        kept, dropped = encode_all(policy.tokenizer, rows, options.max_length)
+        with phase(f"loading {options.model} and {len(rows):,} rows"):
+            policy = load_policy(options)
+            kept, dropped = encode_all(policy.tokenizer, rows, options.max_length)
         if not kept:
             raise UsageError(f"{options.rows}: no rows are left to learn from ({dict(dropped)})")
         trainer = SFTTrainer(

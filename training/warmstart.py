@@ -16,6 +16,7 @@ from agents.scripted import ExpertAgent
 from agents.tool_calling import render_prompt, system_prompt
 from toolwoz_gym import make_env
 from toolwoz_gym.dialogue import Dialogue
+from toolwoz_gym.progress import watched
 from toolwoz_gym.records import write_jsonl
 from toolwoz_gym.rollout import play
 from toolwoz_gym.types import Task, UsageError
@@ -74,7 +75,8 @@ def warmstart(options: WarmstartOptions) -> dict[str, Any]:
         finished(adapter, {"kind": "sft", "options": sft.to_json()})
         fresh = options.out / ".dialogues.part"
         try:
-            write_jsonl(fresh, demonstrate(env.dialogue, tasks, seed=options.seed))
+            played = demonstrate(env.dialogue, tasks, seed=options.seed)
+            write_jsonl(fresh, watched(played, len(tasks), "dialogues"))
             if adapter.exists():
                 finished(adapter, {"rows_sha256": digest(fresh)})
             fresh.replace(rows)
