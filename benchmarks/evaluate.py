@@ -131,7 +131,7 @@ def run(options: EvaluateOptions) -> None:
     records = read_jsonl(options.run / f"{TRAJECTORIES}.jsonl")
     if tally.stopped and not tally.played:
         raise tally.stopped
-    comparison = compare(records, list(players), trials=options.trials, seed=options.seed)
+    comparison = compare(records, list(players), trials=options.trials)
     lost = {"infra_error": tally.lost.total(), "infra_reasons": dict(tally.lost.most_common())}
     write_json(options.run / "summary.json", {**config, **lost, **asdict(comparison)})
     if comparison.results:
@@ -158,8 +158,9 @@ def _markdown(options: EvaluateOptions, world: str, comparison: Comparison) -> s
             f"of {options.split}{without}, {trials} each, seed {options.seed}, "
             f"{_agent(options)}, customer {_customer(options)}.",
             *(table.markdown() for table in tables(comparison)),
-            "In brackets: 95 % confidence intervals (success: Wilson; progress and differences: "
-            "bootstrap over tasks, paired by task and seed). p: exact sign test over tasks.\n",
+            "In brackets: 95 % confidence intervals over tasks (success: Wilson; progress: Agresti "
+            "and Coull; differences, paired by task and seed: Bonett and Price). p: exact sign "
+            "test over tasks.\n",
         ]
     )
 

@@ -123,7 +123,7 @@ def _measure(options: NoiseOptions, case: tuple[int, str, float]) -> Level:
         name,
         noise,
         success=success_rate(reward),
-        progress=mean(progress, seed=options.seed),
+        progress=mean(progress),
         steps=float(steps.mean()),
         faults=float(found_faults.mean()),
     )

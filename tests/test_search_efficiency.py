@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.metrics import ratio, relative_ratio
+from benchmarks.metrics import Estimate, ratio, relative_ratio
 from benchmarks.search_efficiency import BASELINE, CONTENDERS
 from toolwoz_gym.records import read_jsonl
 
@@ -107,3 +107,12 @@ def test_ratios_by_hand() -> None:
     times = relative_ratio(solved, costs, other, costs, seed=0)
     assert times.value == pytest.approx(3 / 2) and times.low == pytest.approx(1)
     assert times.high == float("inf")
+
+
+def test_tasks_that_agree_say_nothing_of_others() -> None:
+    solved, none, costs = np.ones((2, 1)), np.zeros((2, 1)), np.full((2, 1), 10.0)
+    for values, value in ((solved, 0.1), (none, 0.0)):
+        estimate = ratio(values, costs, seed=0)
+        assert (estimate.value, estimate.low, estimate.high) == (value, 0.0, float("inf"))
+    assert relative_ratio(solved, costs, solved, 2 * costs, seed=0).high == float("inf")
+    assert relative_ratio(solved, costs, solved, costs, seed=0) == Estimate(1.0, 1.0, 1.0)
