@@ -97,7 +97,7 @@ class AgentOptions:
     agent: Literal["tool_calling", "react", "act", "expert", "erring", "random"] = "tool_calling"
     """tool_calling: a language model that speaks or calls a tool; react: one that plans, then acts;
     act: one that writes an action each time; expert: a script that knows the goal; erring: the same
-    with slips (ToolWOZ only); random: a script that does not know it."""
+    with slips; random: a script that does not know it."""
     tool_format: Literal["auto", "native", "text"] = "auto"
     """tool_calling: native, the model's own format of tool calls; text, JSON in plain text; auto,
     the model's own where its chat template has one (of a server, that cannot be seen: text), or a
@@ -149,7 +149,7 @@ class AgentOptions:
         if self.agent == "expert":
             yield expert
         elif self.agent == "erring":
-            yield lambda task: ErringAgent(task, domain.tools)
+            yield lambda task: ErringAgent(task, domain.tools, expert=expert)
         elif self.agent == "random":
             yield lambda task: RandomAgent(domain.tools)
         else:

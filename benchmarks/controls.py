@@ -11,7 +11,10 @@ from functools import cache
 
 from agents.controls import CONTROLS
 from agents.scripted import ExpertAgent
+from benchmarks.comparison import Table
+from benchmarks.progress import fitted
 from toolwoz_gym import make_env
+from toolwoz_gym.cli import Count, how_many
 from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.progress import watched
 from toolwoz_gym.rollout import play
@@ -33,8 +36,8 @@ class ControlOptions:
     """World: builtin, builtin:<options>, multiwoz or auto."""
     splits: tuple[str, ...] = ()
     """Splits of the world's tasks; none named takes all of them."""
-    tasks: int = 0
-    """How many tasks of each split, from the first; 0 takes all of them."""
+    tasks: Count = "all"
+    """How many tasks of each split, from the first."""
     seed: int = 0
     """Everything random follows from it."""
 
@@ -62,7 +65,8 @@ def prove(options: ControlOptions) -> list[Result]:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for split in splits:
             count = len(_env(options.env, options.world, split).tasks)
-            numbers = range(min(options.tasks, count) if options.tasks else count)
+            asked = options.tasks if options.tasks == "all" else min(options.tasks, count)
+            numbers = range(how_many(asked, count, f"the split {split!r}"))
             chunks = [numbers[i : i + _CHUNK] for i in numbers[::_CHUNK]]
             parts = [pool.submit(_play, options, split, chunk) for chunk in chunks]
             ended = watched((part.result() for part in parts), len(parts), f"parts of {split}")
@@ -77,14 +81,11 @@ def run(options: ControlOptions) -> None:
         UsageError: The options make no sense, or the proof fails.
     """
     results = prove(options)
-    names = (EXPERT, *CONTROLS)
-    widths = [max(len(name), 6) for name in names]
-    head = "  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True))
     print(f"{options.env}, world {options.world}: tasks that each control was rewarded for")
-    print(f"{'split':8}  {'tasks':>6}  {head}")
-    for result in results:
-        counts = (str(result.rewarded[n]).rjust(w) for n, w in zip(names, widths, strict=True))
-        print(f"{result.split:8}  {result.tasks:6}  {'  '.join(counts)}")
+    rows = [("tasks", *(str(result.tasks) for result in results))]
+    for name in (EXPERT, *CONTROLS):
+        rows.append((name, *(str(result.rewarded[name]) for result in results)))
+    print(fitted(Table(("", *(result.split for result in results)), tuple(rows))))
     exceptions = [exception for result in results for exception in result.exceptions]
     for task_id, name in exceptions[:20]:
         print(f"  {task_id}: {name}")

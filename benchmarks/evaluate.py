@@ -12,9 +12,17 @@ from agents.customers import FORMS
 from agents.options import INDIFFERENT, SCRIPTS, PlayOptions
 from benchmarks.comparison import Comparison, compare, tables
 from benchmarks.episodes import TRAJECTORIES, play_all
-from benchmarks.progress import Progress, print_tables
+from benchmarks.progress import Progress, fitted
 from toolwoz_gym import make_env
-from toolwoz_gym.records import RunFolder, read_config, read_jsonl, write_json, write_text
+from toolwoz_gym.cli import Count, how_many
+from toolwoz_gym.records import (
+    RunFolder,
+    cannot_write,
+    read_config,
+    read_jsonl,
+    write_json,
+    write_text,
+)
 from toolwoz_gym.types import UsageError
 
 
@@ -35,8 +43,8 @@ class EvaluateOptions(PlayOptions):
     """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""
     split: str = "val"
     """Split of the world's tasks."""
-    tasks: int = 40
-    """How many tasks to play: the first of the split."""
+    tasks: Count = 40
+    """How many tasks to play: the first of the split, or all."""
     trials: int = 1
     """How often each model plays each task."""
     max_steps: int = 30
@@ -82,7 +90,7 @@ def run(options: EvaluateOptions) -> None:
         BackendError: A model did not answer. Episodes that were finished are in the folder, and
             figures of the tasks of which all are.
     """
-    for name in ("tasks", "trials", "max_steps", "episodes_at_once"):
+    for name in ("trials", "max_steps", "episodes_at_once"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
     options.check_play()
@@ -95,8 +103,8 @@ def run(options: EvaluateOptions) -> None:
         max_steps=options.max_steps,
     )
     options.check_user(env)
-    if options.tasks > len(env.tasks):
-        raise UsageError(f"the split {options.split!r} has {len(env.tasks)} tasks only")
+    number = how_many(options.tasks, len(env.tasks), f"the split {options.split!r}")
+    options = replace(options, tasks=number)
     players = options.players()
     world = env.dialogue.domain.fingerprint
     config = {"options": options.decisive(), "world": world}
@@ -121,7 +129,7 @@ def run(options: EvaluateOptions) -> None:
                 label: partial(player.open_players, notebook=journal)
                 for label, player in players.items()
             },
-            [env.tasks[i] for i in range(options.tasks)],
+            [env.tasks[i] for i in range(number)],
             folder,
             seed=options.seed,
             trials=options.trials,
@@ -133,11 +141,15 @@ def run(options: EvaluateOptions) -> None:
         raise tally.stopped
     comparison = compare(records, list(players), trials=options.trials)
     lost = {"infra_error": tally.lost.total(), "infra_reasons": dict(tally.lost.most_common())}
-    write_json(options.run / "summary.json", {**config, **lost, **asdict(comparison)})
-    if comparison.results:
-        write_text(options.run / "evaluation.md", _markdown(options, world, comparison))
-        print_tables(comparison)
-        print(f"tables and trajectories are in {options.run}")
+    for table in tables(comparison) if comparison.results else ():
+        print(fitted(table), flush=True)
+    try:
+        write_json(options.run / "summary.json", {**config, **lost, **asdict(comparison)})
+        if comparison.results:
+            write_text(options.run / "evaluation.md", _markdown(options, number, world, comparison))
+            print(f"tables and trajectories are in {options.run}")
+    except OSError as error:
+        raise cannot_write(options.run, error) from None
     missing = tally.episodes - tally.played.total()
     if missing:
         why = tally.stopped or tally.lost.most_common()[0][0]
@@ -148,13 +160,13 @@ def run(options: EvaluateOptions) -> None:
         raise UsageError(said) if asked.backend == "canned" else BackendError(said)
 
 
-def _markdown(options: EvaluateOptions, world: str, comparison: Comparison) -> str:
+def _markdown(options: EvaluateOptions, number: int, world: str, comparison: Comparison) -> str:
     trials = "1 trial" if options.trials == 1 else f"{options.trials} trials"
-    left_out = options.tasks - comparison.results[0].tasks
+    left_out = number - comparison.results[0].tasks
     without = f" without {left_out} of which an episode is missing" if left_out else ""
     return "\n\n".join(
         [
-            f"{options.env}, world `{options.world}` ({world[:12]}), first {options.tasks} tasks "
+            f"{options.env}, world `{options.world}` ({world[:12]}), first {number} tasks "
             f"of {options.split}{without}, {trials} each, seed {options.seed}, "
             f"{_agent(options)}, customer {_customer(options)}.",
             *(table.markdown() for table in tables(comparison)),

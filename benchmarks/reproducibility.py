@@ -9,6 +9,7 @@ from typing import Any
 from agents.backends.journal import COMPLETIONS, Recording
 from benchmarks.comparison import Table
 from benchmarks.episodes import TRAJECTORIES
+from benchmarks.progress import fitted
 from toolwoz_gym.records import dump, read_config, read_jsonl
 from toolwoz_gym.types import UsageError
 
@@ -73,7 +74,7 @@ def run(options: ReproducibilityOptions) -> None:
         rows.append((str(other), *figures))
         if differing := _other_options(first, other):
             print(f"{other} has other options than {first}: {', '.join(differing)}")
-    print(Table(header, tuple(rows)).markdown())
+    print(fitted(Table(header, tuple(rows))))
 
 
 def compare_runs(one: Path, other: Path) -> Likeness:

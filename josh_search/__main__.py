@@ -21,7 +21,7 @@ from josh_search.harvest import PATIENCE, finish, harvest
 from josh_search.publish import ExportOptions, PublishOptions, export, publish
 from josh_search.search import SearchOptions
 from toolwoz_gym import make_env
-from toolwoz_gym.cli import main_cli
+from toolwoz_gym.cli import Count, how_many, main_cli
 from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.records import RunFolder
 from toolwoz_gym.types import Task, UsageError
@@ -41,8 +41,8 @@ class HarvestOptions(PlayOptions, SearchOptions):
     """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""
     split: str = "train"
     """Split of the world's tasks."""
-    tasks: int = 24
-    """How many tasks to play: the first of the split."""
+    tasks: Count = 24
+    """How many tasks to play: the first of the split, or all."""
     trees: int = 16
     """Trees that grow at a time, in each worker."""
     engine: Literal["local", "ray"] = "local"
@@ -136,9 +136,8 @@ def run(options: HarvestOptions) -> None:
     """
     options.check()
     options.check_play()
-    for name in ("tasks", "trees"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"{name} must be at least 1")
+    if options.trees < 1:
+        raise UsageError("trees must be at least 1")
     began = time.monotonic()
     asked, options = options, options.as_recorded(options.run)
     env = make_env(options.env, world=options.world, split=options.split, user=options.named_user)
@@ -150,19 +149,18 @@ def run(options: HarvestOptions) -> None:
         "adapters": options.adapters(),
     }
     tasks: Sequence[Task] = env.tasks
-    number, patience, there = options.tasks, PATIENCE, f"the split {options.split!r} has"
+    asked_for, patience, source = options.tasks, PATIENCE, f"the split {options.split!r}"
     if asked.backend == "canned":
         if options.engine == "ray":
             raise UsageError("a run is replayed on this machine: leave --engine ray out")
         config["replays"] = asked.model
         recorded = _recorded_tasks(Path(asked.model))
         tasks = [task for task in env.tasks if task.id in recorded]
-        there = f"{asked.model} has trees of"
-        if number == HarvestOptions.tasks:  # unless told, all
-            number = len(tasks)
+        source = f"the recording {asked.model}"
+        if asked_for == HarvestOptions.tasks:  # unless told, all
+            asked_for = "all"
         patience = ()  # what is not recorded does not come by waiting
-    if number > len(tasks):
-        raise UsageError(f"{there} {len(tasks)} tasks only")
+    number = how_many(asked_for, len(tasks), source)
     RunFolder.check(options.run, config)
 
     from josh_search.progress import Progress

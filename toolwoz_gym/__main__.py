@@ -11,6 +11,7 @@ from random import SystemRandom
 from typing import NoReturn
 
 from toolwoz_gym import make_env
+from toolwoz_gym.cli import read_or_quiet, require_ours
 from toolwoz_gym.play import Terminal, play
 from toolwoz_gym.progress import phase
 from toolwoz_gym.rollout import Policy
@@ -32,12 +33,13 @@ def main(args: Sequence[str] | None = None) -> int:
         a dialogue only ends it.
 
     Raises:
-        SystemExit: ``--help`` was asked for (0), the words do not parse (2), or a model failed
-            while it played (1).
+        SystemExit: ``--help`` was asked for (0), the words do not parse (2), a model failed while
+            it played (1), or nobody reads the output any more (141).
     """
-    options = _parser().parse_args(args)
     try:
-        options.run(options)
+        with read_or_quiet():
+            options = _parser().parse_args(args)
+            options.run(options)
     except UsageError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -182,6 +184,10 @@ def _desk(name: str, domain: Domain, task: Task) -> Iterator[Policy]:
     """
     # Agents are built on the environments, not the reverse. This file is no part of them: it is a
     # program, which nothing imports, and it needs an agent only here.
+    try:
+        require_ours("toolwoz_gym", "agents")
+    except ImportError as error:
+        raise UsageError(str(error)) from None
     from agents.base import BackendError
     from agents.options import AgentOptions
 

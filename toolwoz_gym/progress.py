@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Self, TypeVar
 
 if TYPE_CHECKING:
@@ -123,8 +123,9 @@ def _ticking(tick: Callable[[], None]) -> Iterator[None]:
     over = threading.Event()
 
     def run() -> None:
-        while not over.wait(EVERY):
-            tick()
+        with suppress(BrokenPipeError):  # the main thread meets it, too
+            while not over.wait(EVERY):
+                tick()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
