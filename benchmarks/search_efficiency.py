@@ -108,8 +108,12 @@ def run(options: EfficiencyOptions) -> None:
     options.check_user(env)
     if options.skip < 0:
         raise UsageError("skip must be at least 0")
-    left = f"the split {options.split!r}" + (f" without {options.skip}" if options.skip else "")
-    number = how_many(options.tasks, max(0, len(env.tasks) - options.skip), left)
+    without = f" without the first {options.skip}" if options.skip else ""
+    number = how_many(
+        options.tasks,
+        max(0, len(env.tasks) - options.skip),
+        f"the split {options.split!r}{without}",
+    )
     options = replace(options, tasks=number)
     domain = env.dialogue.domain
     config = {

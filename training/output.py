@@ -93,6 +93,8 @@ def locked(folder: Path, shown: Path | None = None) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill gives it up, too
         except BlockingIOError:
             raise UsageError(f"another training is writing {shown}: wait for its end") from None
+        except OSError as error:
+            raise UsageError(f"cannot lock {shown}: {error.strerror}") from None
         if not is_ours():
             raise UsageError(f"another training has just written {shown}: try again")
         try:
