@@ -1,1 +1,1 @@
-"""Policies: agents behind language models, and scripted ones."""
+"""Policies of toolwoz-gym: agents behind language models, and scripted ones."""

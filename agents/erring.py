@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from agents.base import Agent
 from agents.scripted import ExpertAgent, RandomAgent
 from toolwoz_gym.actions import format_action, mistake
 from toolwoz_gym.seeding import Luck, derive
@@ -27,6 +28,8 @@ class ErringAgent:
     tools: Sequence[ToolSpec]
     slips: float = 0.5
     """Mean probability of a slip, from 0 to 1."""
+    expert: Callable[[Task], Agent] = ExpertAgent
+    """What makes the agent that it would be without slips."""
 
     def act(self, view: Sequence[Message], *, seed: int) -> Message:
         """Return the next message."""
@@ -35,7 +38,7 @@ class ErringAgent:
         slip = min(0.98, 3 * self.slips * Luck(place, "difficulty").uniform() ** 2)
         luck = Luck(seed, "slip")
         if not luck.chance(slip):
-            message, likely = ExpertAgent(self.task).act(view, seed=seed), 1 - slip
+            message, likely = self.expert(self.task).act(view, seed=seed), 1 - slip
         else:
             message, likely = self._slip(view, luck)
             likely *= slip

@@ -17,8 +17,10 @@ class GoldAgent:
 
     def act(self, view: Sequence[Message], *, seed: int) -> Message:
         """Return the agent's next message."""
-        made = sum(message.call is not None for message in view)
         actions = [goal for goal in self._task.goals if goal.name != TRANSFER]
+        made = 0
+        for message in view:  # other calls may be among them
+            made += made < len(actions) and message.call == actions[made]
         if made < len(actions):
             return Message("assistant", call=actions[made])
         said = any(message.role == "assistant" and message.call is None for message in view)

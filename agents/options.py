@@ -31,6 +31,7 @@ from agents.tool_formats import is_native
 from toolwoz_gym.cli import check_choices
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.env import DialogueEnv
+from toolwoz_gym.progress import phase
 from toolwoz_gym.records import read_config
 from toolwoz_gym.tau_bench.domain import TauBench, TauTask
 from toolwoz_gym.types import Domain, Message, Task, ToolSpec, Usage, UsageError
@@ -118,7 +119,7 @@ class AgentOptions:
     agent: Literal["tool_calling", "react", "act", "expert", "erring", "random"] = "tool_calling"
     """tool_calling: a language model that speaks or calls a tool; react: one that plans, then acts;
     act: one that writes an action each time; expert: a script that knows the goal; erring: the same
-    with slips (ToolWOZ only); random: a script that does not know it."""
+    with slips; random: a script that does not know it."""
     tool_format: Literal["auto", "native", "text"] = "auto"
     """tool_calling: native, the model's own format of tool calls; text, JSON in plain text; auto,
     the model's own where its chat template has one (of a server, that cannot be seen: text), or a
@@ -173,7 +174,7 @@ class AgentOptions:
         if self.agent == "expert":
             yield expert
         elif self.agent == "erring":
-            yield lambda task: ErringAgent(task, domain.tools)
+            yield lambda task: ErringAgent(task, domain.tools, expert=expert)
         elif self.agent == "random":
             yield lambda task: RandomAgent(domain.tools)
         else:
@@ -261,7 +262,10 @@ class AgentOptions:
         if self.backend == "transformers":
             from agents.backends.transformers import TransformersBackend
 
-            return TransformersBackend.load(self.model, self.device, self.dtype, exact=self.exact)
+            with phase(f"loading {self.model}"):
+                return TransformersBackend.load(
+                    self.model, self.device, self.dtype, exact=self.exact
+                )
         if self.backend == "vllm":
             try:
                 from agents.backends.vllm import VLLMBackend
@@ -269,13 +273,14 @@ class AgentOptions:
                 raise UsageError(
                     f"vLLM cannot be imported ({error}): docs/vllm.md says how to install it"
                 ) from error
-            return VLLMBackend.load(
-                self.model,
-                self.device,
-                self.dtype,
-                exact=self.exact,
-                gpu_memory=self.gpu_memory,
-            )
+            with phase(f"loading {self.model}"):
+                return VLLMBackend.load(
+                    self.model,
+                    self.device,
+                    self.dtype,
+                    exact=self.exact,
+                    gpu_memory=self.gpu_memory,
+                )
         from agents.backends.openai import OpenAIBackend
 
         budget = budget or self.open_budget()

@@ -89,9 +89,7 @@ class Comparison:
     """Each further model against the first."""
 
 
-def compare(
-    records: Iterable[Record], models: Sequence[str], *, trials: int, seed: int
-) -> Comparison:
+def compare(records: Iterable[Record], models: Sequence[str], *, trials: int) -> Comparison:
     """Work out the figures of an evaluation.
 
     Tasks of which an episode is missing, whichever model's, are left out.
@@ -100,7 +98,6 @@ def compare(
         records: The episodes, in any order.
         models: The models by label; the first is the baseline of the others.
         trials: Episodes per model and task.
-        seed: The luck of the bootstrap.
     """
     played = {
         (record["model"], record["task_id"], record["trial"]): {
@@ -120,14 +117,14 @@ def compare(
         model: [played[model, task, trial] for task in whole for trial in range(trials)]
         for model in models
     }
-    results = tuple(_result(model, episodes[model], seed) for model in models)
+    results = tuple(_result(model, episodes[model]) for model in models)
     first, *others = models
     return Comparison(
-        results, tuple(_difference(m, episodes[m], first, episodes[first], seed) for m in others)
+        results, tuple(_difference(m, episodes[m], first, episodes[first]) for m in others)
     )
 
 
-def _result(model: str, episodes: Sequence[Record], seed: int) -> Result:
+def _result(model: str, episodes: Sequence[Record]) -> Result:
     success, progress = _array(episodes, "reward"), _array(episodes, "progress")
     tasks, trials = success.shape
     outcomes = Counter(record["outcome"] for record in episodes)
@@ -138,7 +135,7 @@ def _result(model: str, episodes: Sequence[Record], seed: int) -> Result:
         trials,
         success=success_rate(success),
         success_unidle=_without_idle(episodes, success),
-        progress=mean(progress, seed=seed),
+        progress=mean(progress),
         pass_hat=tuple(pass_hat(success, k) for k in range(1, trials + 1)),
         outcomes={outcome: outcomes[outcome] for outcome in OUTCOMES},
         user_fault=success_rate(ended.reshape(success.shape)),
@@ -162,19 +159,15 @@ def _without_idle(episodes: Sequence[Record], success: Floats) -> Estimate | Non
 
 
 def _difference(
-    model: str,
-    episodes: Sequence[Record],
-    baseline: str,
-    others: Sequence[Record],
-    seed: int,
+    model: str, episodes: Sequence[Record], baseline: str, others: Sequence[Record]
 ) -> Difference:
     success, other_success = _array(episodes, "reward"), _array(others, "reward")
     return Difference(
         model,
         baseline,
-        success=difference(success, other_success, seed=seed),
+        success=difference(success, other_success),
         by_task=sign_test(success, other_success),
-        progress=difference(_array(episodes, "progress"), _array(others, "progress"), seed=seed),
+        progress=difference(_array(episodes, "progress"), _array(others, "progress")),
     )
 
 
@@ -211,8 +204,8 @@ def tables(comparison: Comparison) -> list[Table]:
         rows["Success without idle tasks, %"] = [
             percent(r.success_unidle) if r.success_unidle else "-" for r in results
         ]
-    if trials > 1:
-        rows[f"pass^{trials}, %"] = [f"{100 * r.pass_hat[-1]:.1f}" for r in results]
+    for k in range(1, trials + 1) if trials > 1 else ():
+        rows[f"pass^{k}, %"] = [f"{100 * r.pass_hat[k - 1]:.1f}" for r in results]
     for outcome in OUTCOMES:
         rows[f"Episodes: {outcome}"] = [f"{r.outcomes[outcome]:,}" for r in results]
     for kind in sorted({kind for r in results for kind in r.user_faults}):

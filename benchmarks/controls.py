@@ -11,8 +11,12 @@ from functools import cache
 
 from agents.controls import CONTROLS, WITHHOLDING, liars
 from agents.scripted import ExpertAgent
+from benchmarks.comparison import Table
+from benchmarks.progress import fitted
 from toolwoz_gym import load_world, make_env
+from toolwoz_gym.cli import Count, how_many
 from toolwoz_gym.env import DialogueEnv
+from toolwoz_gym.progress import watched
 from toolwoz_gym.rollout import play
 from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.task import ToolWOZTask
@@ -34,8 +38,8 @@ class ControlOptions:
     """World: builtin, builtin:<options>, multiwoz or auto."""
     splits: tuple[str, ...] = ()
     """Splits of the world's tasks; none named takes all of them."""
-    tasks: int = 0
-    """How many tasks of each split, from the first; 0 takes all of them."""
+    tasks: Count = "all"
+    """How many tasks of each split, from the first."""
     seed: int = 0
     """Everything random follows from it."""
 
@@ -66,10 +70,12 @@ def prove(options: ControlOptions) -> list[Result]:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for split in splits:
             count = len(_env(options.env, options.world, split).tasks)
-            numbers = range(min(options.tasks, count) if options.tasks else count)
+            asked = options.tasks if options.tasks == "all" else min(options.tasks, count)
+            numbers = range(how_many(asked, count, f"the split {split!r}"))
             chunks = [numbers[i : i + _CHUNK] for i in numbers[::_CHUNK]]
             parts = [pool.submit(_play, options, split, chunk) for chunk in chunks]
-            results.append(_gather(split, len(numbers), [part.result() for part in parts]))
+            ended = watched((part.result() for part in parts), len(parts), f"parts of {split}")
+            results.append(_gather(split, len(numbers), list(ended)))
     return results
 
 
@@ -81,10 +87,11 @@ def run(options: ControlOptions) -> None:
     """
     results = prove(options)
     print(f"{options.env}, world {options.world}: tasks rewarded, of those that a control played")
-    print(f"{'control':16}{''.join(f'{result.split:>15}' for result in results)}")
-    for name in results[0].played if results else ():
-        counts = (f"{r.rewarded[name]} of {r.played[name]}" for r in results)
-        print(f"{name:16}{''.join(f'{count:>15}' for count in counts)}")
+    rows = [
+        (name, *(f"{result.rewarded[name]} of {result.played[name]}" for result in results))
+        for name in results[0].played
+    ]
+    print(fitted(Table(("", *(result.split for result in results)), tuple(rows))))
     exceptions = [exception for result in results for exception in result.exceptions]
     for task_id, name in exceptions[:20]:
         print(f"  {task_id}: {name}")

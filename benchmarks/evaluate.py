@@ -14,10 +14,12 @@ from agents.models import BUNDLED
 from agents.options import INDIFFERENT, SCRIPTS, SHOWN, PlayOptions, shown_to_json
 from benchmarks.comparison import Comparison, compare, tables
 from benchmarks.episodes import TRAJECTORIES, play_all
-from benchmarks.progress import Progress, print_tables
+from benchmarks.progress import Progress, fitted
 from toolwoz_gym import make_env
+from toolwoz_gym.cli import Count, how_many
 from toolwoz_gym.records import (
     RunFolder,
+    cannot_write,
     check_replay,
     parse_json,
     read_config,
@@ -46,8 +48,8 @@ class EvaluateOptions(PlayOptions):
     """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""
     split: str = "val"
     """Split of the world's tasks."""
-    tasks: int = 40
-    """How many tasks to play: the first of the split."""
+    tasks: Count = 40
+    """How many tasks to play: the first of the split, or all."""
     trials: int = 1
     """How often each model plays each task."""
     max_steps: int | None = None
@@ -93,7 +95,7 @@ def run(options: EvaluateOptions) -> None:
         BackendError: A model did not answer. Episodes that were finished are in the folder, and
             figures of the tasks of which all are.
     """
-    for name in ("tasks", "trials", "max_steps", "episodes_at_once"):
+    for name in ("trials", "max_steps", "episodes_at_once"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
     if options.adapter and "model" not in options.given and options.model == BUNDLED:
@@ -108,8 +110,8 @@ def run(options: EvaluateOptions) -> None:
         **({} if options.max_steps is None else {"max_steps": options.max_steps}),
     )
     options.check_user(env)
-    if options.tasks > len(env.tasks):
-        raise UsageError(f"the split {options.split!r} has {len(env.tasks)} tasks only")
+    number = how_many(options.tasks, len(env.tasks), f"the split {options.split!r}")
+    options = replace(options, tasks=number)
     players = options.players()
     world = env.dialogue.domain.fingerprint
     config = {"options": options.decisive(), "world": world}
@@ -136,7 +138,7 @@ def run(options: EvaluateOptions) -> None:
                 label: partial(player.open_players, notebook=journal)
                 for label, player in players.items()
             },
-            [env.tasks[i] for i in range(options.tasks)],
+            [env.tasks[i] for i in range(number)],
             folder,
             seed=options.seed,
             trials=options.trials,
@@ -147,22 +149,26 @@ def run(options: EvaluateOptions) -> None:
     records = read_log(trajectories)
     if tally.stopped and not tally.played:
         raise tally.stopped
-    comparison = compare(records, list(players), trials=options.trials, seed=options.seed)
+    comparison = compare(records, list(players), trials=options.trials)
     lost = {"infra_error": tally.lost.total(), "infra_reasons": dict(tally.lost.most_common())}
-    write_json(options.run / "summary.json", {**config, **lost, **asdict(comparison)})
-    if comparison.results:
-        write_text(options.run / "evaluation.md", _markdown(options, world, comparison))
-        print_tables(comparison)
-        for result in comparison.results:
-            for line in advice(
-                players[result.model],
-                outputs=result.steps,
-                malformed=result.malformed,
-                dialogues=result.tasks * result.trials,
-                user_faults=result.user_faults,
-            ):
-                print(f"{result.model}: {line}" if len(players) > 1 else line)
-        print(f"tables and trajectories are in {options.run}")
+    for table in tables(comparison) if comparison.results else ():
+        print(fitted(table), flush=True)
+    for result in comparison.results:
+        for line in advice(
+            players[result.model],
+            outputs=result.steps,
+            malformed=result.malformed,
+            dialogues=result.tasks * result.trials,
+            user_faults=result.user_faults,
+        ):
+            print(f"{result.model}: {line}" if len(players) > 1 else line)
+    try:
+        write_json(options.run / "summary.json", {**config, **lost, **asdict(comparison)})
+        if comparison.results:
+            write_text(options.run / "evaluation.md", _markdown(options, number, world, comparison))
+            print(f"tables and trajectories are in {options.run}")
+    except OSError as error:
+        raise cannot_write(options.run, error) from None
     if tally.interrupted:
         raise KeyboardInterrupt
     missing = tally.episodes - tally.played.total()
@@ -192,18 +198,19 @@ def _trained_from(adapter: Path) -> str:
         raise UsageError(f"{record} does not say what was trained: name it, --model") from None
 
 
-def _markdown(options: EvaluateOptions, world: str, comparison: Comparison) -> str:
+def _markdown(options: EvaluateOptions, number: int, world: str, comparison: Comparison) -> str:
     trials = "1 trial" if options.trials == 1 else f"{options.trials} trials"
-    left_out = options.tasks - comparison.results[0].tasks
+    left_out = number - comparison.results[0].tasks
     without = f" without {left_out} of which an episode is missing" if left_out else ""
     return "\n\n".join(
         [
-            f"{options.env}, world `{options.world}` ({world[:12]}), first {options.tasks} tasks "
+            f"{options.env}, world `{options.world}` ({world[:12]}), first {number} tasks "
             f"of {options.split}{without}, {trials} each, seed {options.seed}, "
             f"{_agent(options)}, customer {_customer(options)}.",
             *(table.markdown() for table in tables(comparison)),
-            "In brackets: 95 % confidence intervals (success: Wilson; progress and differences: "
-            "bootstrap over tasks, paired by task and seed). p: exact sign test over tasks.\n",
+            "In brackets: 95 % confidence intervals over tasks (success: Wilson; progress: Agresti "
+            "and Coull; differences, paired by task and seed: Bonett and Price). p: exact sign "
+            "test over tasks.\n",
         ]
     )
 

@@ -17,6 +17,7 @@ from agents.options import AgentOptions
 from agents.tool_calling import system_prompt
 from toolwoz_gym import make_toolwoz
 from toolwoz_gym.cli import check_choices
+from toolwoz_gym.progress import phase
 from toolwoz_gym.types import Usage, UsageError
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def _time_transformers(
 
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
-    model = load_model(resolve(options.model), device=device, dtype=dtype)
+    with phase(f"loading {options.model}"):
+        model = load_model(resolve(options.model), device=device, dtype=dtype)
     print(f"{options.model}, {model.dtype}, {device}; at most {options.max_tokens} tokens each\n")
     print(f"{'load':<24}{'prompt':>8}{'ours':>12}{'generate_batch':>18}{'times faster':>14}")
     for name, prompts in loads.items():

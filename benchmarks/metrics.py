@@ -75,38 +75,48 @@ def _design_effect(success: Floats) -> float:
     return float(np.clip(clustered / independent, 1.0, trials))
 
 
-def mean(values: Floats, *, seed: int) -> Estimate:
-    """Return a mean with its percentile interval from a bootstrap over tasks.
+def mean(values: Floats) -> Estimate:
+    """Return a mean of values between 0 and 1, and its interval.
 
-    Whole tasks are drawn with replacement, each with all of its trials (Efron and Tibshirani 1993,
-    An Introduction to the Bootstrap, chapter 13; Field and Welsh 2007, JRSS B 69:369). The interval
-    of a single task is a point: nothing is known about others.
+    It is the normal interval over tasks, after two tasks of value 0 and two of value 1 were added
+    (Agresti and Coull 1998, Am. Stat. 52:119, who add them to a share's successes and failures). So
+    it has a width where all tasks agree, or where there is but one.
 
     Args:
         values: Shape ``(tasks, trials)``.
-        seed: Equal seeds and values, equal intervals.
     """
-    tasks, random = values.mean(axis=1), np.random.default_rng(seed)
-    n = len(tasks)
-    means = [tasks[random.integers(n, size=(_BLOCK, n))].mean(axis=1) for _ in range(_BLOCKS)]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return Estimate(float(tasks.mean()), float(low), float(high))
+    return _adjusted(values, (0.0, 0.0, 1.0, 1.0))
 
 
-def difference(values: Floats, others: Floats, *, seed: int) -> Estimate:
-    """Return the mean of ``values - others``, paired by task and trial, as :func:`mean` does.
+def difference(values: Floats, others: Floats) -> Estimate:
+    """Return the mean of ``values - others``, paired by task and trial, and its interval.
+
+    It is the normal interval over tasks, after a task of difference 1 and one of -1 were added
+    (Bonett and Price 2012, J. Educ. Behav. Stat. 37:479, who do so for one trial and successes).
 
     Args:
-        values: Shape ``(tasks, trials)``.
+        values: Between 0 and 1; shape ``(tasks, trials)``.
         others: The same tasks and trials, played by another model.
-        seed: Equal seeds and values, equal intervals.
     """
-    return mean(values - others, seed=seed)
+    return _adjusted(values - others, (-1.0, 1.0))
+
+
+def _adjusted(values: Floats, added: tuple[float, ...]) -> Estimate:
+    """Return the mean over tasks, and the normal interval after some tasks were added."""
+    tasks = values.mean(axis=1)
+    more = np.concatenate([tasks, added])
+    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * float(more.std()) / math.sqrt(len(more))
+    value, centre = float(tasks.mean()), float(more.mean())
+    low, high = max(min(added), centre - half), min(max(added), centre + half)
+    return Estimate(value, min(low, value), max(high, value))
 
 
 def ratio(values: Floats, costs: Floats, *, seed: int) -> Estimate:
-    """Return ``values.sum() / costs.sum()`` with its percentile interval from the same bootstrap.
+    """Return ``values.sum() / costs.sum()`` with its percentile interval from a bootstrap.
+
+    Whole tasks are drawn with replacement, each with all of its trials (Efron and Tibshirani 1993,
+    An Introduction to the Bootstrap, chapter 13; Field and Welsh 2007, JRSS B 69:369). Where the
+    resamples do not differ, as those of a single task, nothing is known: from 0 to infinity.
 
     Args:
         values: Shape ``(tasks, trials)``.
@@ -121,7 +131,8 @@ def relative_ratio(
 ) -> Estimate:
     """Return how many times ``other_values.sum() / other_costs.sum()`` a ratio is, paired by task.
 
-    Resamples in which the others have no value at all are infinite.
+    The interval is that of :func:`ratio`; what is compared with itself is certain. Resamples in
+    which the others have no value at all are infinite.
 
     Args:
         values: Shape ``(tasks, trials)``, and so the costs.
@@ -130,6 +141,8 @@ def relative_ratio(
         other_costs: What they cost.
         seed: Equal seeds and arrays, equal intervals.
     """
+    if np.array_equal(values, other_values) and np.array_equal(costs, other_costs) and values.any():
+        return Estimate(1.0, 1.0, 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return _resampled(
             lambda v, c, w, d: (v / c) / (w / d),
@@ -149,6 +162,8 @@ def _resampled(figure: Callable[..., Floats], *arrays: Floats, seed: int) -> Est
     tail = (1 - CONFIDENCE) / 2
     whole = float(figure(*(total.sum() for total in sums)))
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail], method="lower")
+    if not low < high:
+        low, high = 0.0, math.inf
     return Estimate(whole, float(low), float(high))
 
 

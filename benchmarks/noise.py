@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,7 +19,11 @@ import numpy as np
 from agents.scripted import ExpertAgent, KeywordAgent
 from benchmarks.comparison import Table, percent
 from benchmarks.metrics import Estimate, Floats, mean, success_rate
+from benchmarks.progress import fitted
 from toolwoz_gym import Dialogue, load_world
+from toolwoz_gym.cli import Count, how_many
+from toolwoz_gym.progress import watched
+from toolwoz_gym.records import check_file
 from toolwoz_gym.rollout import play
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import UsageError
@@ -37,8 +42,8 @@ class NoiseOptions:
     """World: builtin, builtin:<options>, multiwoz or auto. It is played as v0 and as v1."""
     split: str = "val"
     """Split of the world's tasks."""
-    tasks: int = 200
-    """How many tasks to play: the first of the split."""
+    tasks: Count = 200
+    """How many tasks to play: the first of the split, or all."""
     trials: int = 3
     """How often each task is played, each time with another customer."""
     levels: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -72,12 +77,19 @@ def run(options: NoiseOptions) -> None:
     """Measure, print the table and draw the plot.
 
     Raises:
-        UsageError: An option makes no sense.
+        UsageError: An option makes no sense, or the plot cannot be written.
     """
-    levels = measure(options)
-    print(table(levels).markdown())
     if options.plot is not None:
-        draw(levels, options.plot)
+        import matplotlib  # noqa: F401 - is missed now, not when all is measured
+
+        check_file(options.plot)
+    levels = measure(options)
+    print(fitted(table(levels)))
+    if options.plot is not None:
+        try:
+            draw(levels, options.plot)
+        except OSError as error:
+            raise UsageError(f"cannot write {options.plot}: {error.strerror}") from None
         print(f"the plot is in {options.plot}")
 
 
@@ -91,27 +103,29 @@ def measure(options: NoiseOptions) -> list[Level]:
         ScriptedUser(noise)
     if not options.levels or list(options.levels) != sorted(set(options.levels)):
         raise UsageError("levels: name some, in rising order")
-    count = len(load_world(options.world, split=options.split).tasks(options.split))
-    if not 1 <= options.tasks <= count or options.trials < 1 or options.max_steps < 1:
-        raise UsageError(f"tasks: 1 to {count}; trials and max_steps: at least 1")
+    if options.trials < 1 or options.max_steps < 1:
+        raise UsageError("trials and max_steps: at least 1")
+    there = len(load_world(options.world, split=options.split).tasks(options.split))
+    number = how_many(options.tasks, there, f"the split {options.split!r}")
     cases = [(v, agent, noise) for v in VERSIONS for agent in AGENTS for noise in options.levels]
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        return list(pool.map(_measure, [options] * len(cases), cases))
+        played = pool.map(_measure, repeat(options), repeat(number), cases)
+        return list(watched(played, len(cases), "cases"))
 
 
-def _measure(options: NoiseOptions, case: tuple[int, str, float]) -> Level:
+def _measure(options: NoiseOptions, number: int, case: tuple[int, str, float]) -> Level:
     version, name, noise = case
     world = load_world(options.world, version, options.split)
     dialogue = Dialogue(world, ScriptedUser(noise), options.max_steps)
     keyword = KeywordAgent(world.tables)
     figures = []
-    for task in world.tasks(options.split)[: options.tasks]:
+    for task in world.tasks(options.split)[:number]:
         agent = keyword if name == "keyword" else ExpertAgent(task)
         for trial in range(options.trials):
             episode = play(dialogue, agent, task, seed=derive(options.seed, task.id, trial))
             found = len(faults(task, episode.messages))
             figures.append((episode.reward, dialogue.progress(episode), episode.steps, found))
-    shape = (options.tasks, options.trials)
+    shape = (number, options.trials)
     reward, progress, steps, found_faults = (
         _array([figure[i] for figure in figures], shape) for i in range(4)
     )
@@ -120,7 +134,7 @@ def _measure(options: NoiseOptions, case: tuple[int, str, float]) -> Level:
         name,
         noise,
         success=success_rate(reward),
-        progress=mean(progress, seed=options.seed),
+        progress=mean(progress),
         steps=float(steps.mean()),
         faults=float(found_faults.mean()),
     )
@@ -184,5 +198,5 @@ def draw(levels: Sequence[Level], file: Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left")
-    figure.savefig(file, dpi=150, metadata={"Software": None})
+    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
     pyplot.close(figure)

@@ -1,18 +1,17 @@
-"""What a person sees of an evaluation: while it runs, and at its end."""
+"""What a person sees of a measurement: while it runs, and at its end."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from benchmarks.comparison import Comparison, tables
+from benchmarks.comparison import Table
 from benchmarks.episodes import Tally
 from toolwoz_gym.progress import LiveLine
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 
 class Progress(LiveLine):
@@ -24,6 +23,8 @@ class Progress(LiveLine):
 
     def update(self, tally: Tally, record: Mapping[str, Any] | None) -> None:
         """Show the tally, and a line for an episode that has just been finished."""
+        from rich.text import Text
+
         figures = [
             *(Text(f"{m}: {tally.solved[m]}/{n} solved") for m, n in tally.played.items()),
             Text(f"{tally.tokens / 1000:.0f}k tokens"),
@@ -35,6 +36,8 @@ class Progress(LiveLine):
 
 
 def _episode_line(record: Mapping[str, Any], tally: Tally) -> Text:
+    from rich.text import Text
+
     met, total = len(record["goals_met"]), record["goals_total"]
     line = Text(f"{tally.played.total():>4}/{tally.episodes}  ")
     line.append(f"{record['outcome']:<10}", "green" if record["outcome"] == "success" else "yellow")
@@ -43,12 +46,19 @@ def _episode_line(record: Mapping[str, Any], tally: Tally) -> Text:
     return line
 
 
-def print_tables(comparison: Comparison, console: Console | None = None) -> None:
-    """Print the figures of an evaluation on ``console``, standard output unless told otherwise."""
-    for table in tables(comparison):
-        shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for i, name in enumerate(table.header):
-            shown.add_column(name, justify="right" if i else "left", overflow="fold")
-        for row in table.rows:
-            shown.add_row(*map(Text, row))
-        (console or Console(highlight=False)).print(shown)
+def fitted(table: Table) -> str:
+    """Write a table as text that fits the terminal; 80 columns where there is none."""
+    import rich.table
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.text import Text
+
+    shown = rich.table.Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+    for i, name in enumerate(table.header):
+        shown.add_column(Text(name), justify="right" if i else "left", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    console = Console(highlight=False)
+    with console.capture() as capture:
+        console.print(shown)
+    return capture.get()

@@ -9,6 +9,7 @@ from typing import Any
 from agents.backends.journal import COMPLETIONS, Recording
 from benchmarks.comparison import Table
 from benchmarks.episodes import TRAJECTORIES
+from benchmarks.progress import fitted
 from toolwoz_gym.records import dump, read_config, read_log
 from toolwoz_gym.types import UsageError
 
@@ -90,7 +91,7 @@ def run(options: ReproducibilityOptions) -> None:
             print(f"{found.unmatched:,} records are in one of {first} and {other} only")
         if names or not found.is_equal:
             differing.append(str(other))
-    print(Table(header, tuple(rows)).markdown())
+    print(fitted(Table(header, tuple(rows))))
     if differing:
         raise UsageError(f"not the same as {first}: {', '.join(differing)}")
 

@@ -22,13 +22,16 @@ from agents.options import INDIFFERENT, PlayOptions
 from agents.tool_calling import system_prompt
 from benchmarks.comparison import Table
 from benchmarks.metrics import Estimate, Floats, ratio, relative_ratio, success_rate
+from benchmarks.progress import fitted
 from josh_search.rows import make_rows
 from josh_search.search import SearchOptions, search
 from josh_search.tree import tree_to_json
 from toolwoz_gym import make_env
+from toolwoz_gym.cli import Count, how_many
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.pools import as_finished
-from toolwoz_gym.records import RunFolder, read_log, write_json, write_text
+from toolwoz_gym.progress import phase
+from toolwoz_gym.records import RunFolder, cannot_write, read_log, write_json, write_text
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import Task, UsageError
 
@@ -64,8 +67,8 @@ class EfficiencyOptions(PlayOptions):
     """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""
     split: str = "train"
     """Split of the world's tasks."""
-    tasks: int = 16
-    """How many tasks to play: the first of the split."""
+    tasks: Count = 16
+    """How many tasks to play: the first of the split, or all."""
     skip: int = 0
     """Leaves out so many tasks before them. MultiWOZ's validation tasks of one domain begin at 646.
     """
@@ -93,9 +96,11 @@ def run(options: EfficiencyOptions) -> None:
         UsageError: An option makes no sense, or the run folder cannot be used.
         BackendError: A model did not answer. What was finished is in the folder.
     """
-    for name in ("tasks", "seeds", "budget", "trees"):
+    for name in ("seeds", "budget", "trees"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
+    import matplotlib  # noqa: F401 - is missed now, not when all is measured
+
     options.check_play()
     if not options.only:
         raise UsageError(f"name a strategy after --only: {'; '.join(CONTENDERS)}")
@@ -104,8 +109,15 @@ def run(options: EfficiencyOptions) -> None:
             raise UsageError(f"there is no {name!r}; choose among: {'; '.join(CONTENDERS)}")
     env = make_env(options.env, world=options.world, split=options.split, user=options.named_user)
     options.check_user(env)
-    if options.skip < 0 or options.skip + options.tasks > len(env.tasks):
-        raise UsageError(f"the split {options.split!r} has {len(env.tasks)} tasks only")
+    if options.skip < 0:
+        raise UsageError("skip must be at least 0")
+    without = f" without the first {options.skip}" if options.skip else ""
+    number = how_many(
+        options.tasks,
+        max(0, len(env.tasks) - options.skip),
+        f"the split {options.split!r}{without}",
+    )
+    options = replace(options, tasks=number)
     domain = env.dialogue.domain
     config = {
         "options": options.decisive(),
@@ -113,7 +125,7 @@ def run(options: EfficiencyOptions) -> None:
         "adapters": options.adapters(),
     }
     folder = RunFolder(options.run, config)
-    tasks = [env.tasks[options.skip + i] for i in range(options.tasks)]
+    tasks = [env.tasks[options.skip + i] for i in range(number)]
     with closing(folder.log(SEARCHES)) as log:
         done = {record["key"] for record in read_log(log.path)}
         pairs = [(name, seed) for seed in range(options.seeds) for name in options.only]
@@ -121,7 +133,8 @@ def run(options: EfficiencyOptions) -> None:
         if todo:
             with options.open_players(env.dialogue) as (dialogue, make_agent):
                 for name, seed in todo:
-                    record = _play(dialogue, make_agent, tasks, options, name, seed)
+                    with phase(f"{name}, seed {seed}"):
+                        record = _play(dialogue, make_agent, tasks, options, name, seed)
                     log.append(record)
                     print(_line(record), flush=True)
     records = [
@@ -131,10 +144,14 @@ def run(options: EfficiencyOptions) -> None:
     ]
     figures = {n: _figures(records, n) for n in options.only}
     table = tabulate(figures, options)
-    write_json(options.run / "summary.json", {**config, "figures": _plain(figures)})
-    write_text(options.run / "search_efficiency.md", table.markdown() + "\n")
-    draw(records, options, options.run / "search_efficiency.png")
-    print(f"\n{table.markdown()}\n\ntable and plot are in {options.run}")
+    print(f"\n{fitted(table)}", flush=True)
+    try:
+        write_json(options.run / "summary.json", {**config, "figures": _plain(figures)})
+        write_text(options.run / "search_efficiency.md", table.markdown() + "\n")
+        draw(records, options, options.run / "search_efficiency.png")
+    except OSError as error:
+        raise cannot_write(options.run, error) from None
+    print(f"table and plot are in {options.run}")
 
 
 def _play(

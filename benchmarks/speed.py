@@ -17,9 +17,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks import harvest_load, tau_speed
+from benchmarks.comparison import Table
+from benchmarks.progress import fitted
 from toolwoz_gym import Dialogue, DialogueEnv, make_env, make_toolwoz
 from toolwoz_gym.actions import MAX_CHARS, format_call, parse_action
-from toolwoz_gym.records import write_json
+from toolwoz_gym.records import check_file, write_json
 from toolwoz_gym.tau_bench.data import PREPARE, TABLES, is_prepared, load_tau_bench
 from toolwoz_gym.toolwoz import ToolWOZ
 from toolwoz_gym.toolwoz.tables import Row, Tables
@@ -102,6 +104,8 @@ def run(options: SpeedOptions) -> None:
         raise UsageError("numbers of open episodes and of rows are at least 1")
     if min(options.latency, default=1.0) <= 0:
         raise UsageError("a model's latency is more than 0 seconds")
+    if options.out:
+        check_file(options.out)
     toolwoz = [name for name in options.env if name != TAU]
     envs = {name: make_env(name, world=options.world, split=options.split) for name in toolwoz}
     report: dict[str, Any] = {
@@ -130,8 +134,8 @@ def run(options: SpeedOptions) -> None:
         print(
             f"Harvest: {harvest_load.TREES_AT_ONCE} trees at once, a model of "
             f"{harvest_load.SLOTS} slots; until the last tree has begun\n\n{_load_table(loads)}\n"
-            "own: CPU time of search, rules of play, threads and records, as a share of the time; "
-            f"in one thread, without waking others, {alone:.0f} us per call\n"
+            "own: CPU time of search, rules of play, threads and records, as a share of the\n"
+            f"time; in one thread, without waking others, {alone:.0f} us per call\n"
         )
     if options.out:
         try:
@@ -501,8 +505,8 @@ def _operations_table(figures: Mapping[str, Mapping[str, Any]]) -> str:
         for name, env in figures.items()
     )
     note = (
-        "reference: recorded figures of the published implementation, on another machine; times\n"
-        "faster: of the slower environment, by the medians\n"
+        "reference: recorded figures of the published implementation, on another\n"
+        "machine; times faster: of the slower environment, by the medians\n"
     )
     return f"{_aligned(rows)}\n{note}{slowest_steps}"
 
@@ -529,16 +533,16 @@ def _tau_table(domain: str, figures: Mapping[str, Any]) -> str:
 
 
 def _tau_growth_table(growth: Mapping[int, Mapping[str, Any]]) -> str:
-    """Return the growth table of a domain of τ-bench: a line for each number of forks."""
+    """Return the growth table of a domain of τ-bench: a column for each number of forks."""
     rows = [["forks:", *tau_speed.GROWTH, "KB per fork"]]
     for number, figures in growth.items():
         cells = [_figure(figures[name].median) for name in tau_speed.GROWTH]
         rows.append([f"{number:,}", *cells, _figure(figures["kb"])])
-    return _aligned(rows)
+    return _aligned([*zip(*rows, strict=True)])
 
 
 def _growth_table(what: str, growth: Mapping[int, Mapping[str, Any]]) -> str:
-    """Return a growth table: a line for each number of episodes or of rows."""
+    """Return a growth table: a column for each number of episodes or of rows."""
     extra = {"open": ["kb", "resident_mb"], "rows": ["seconds"]}[what]
     titles = {"kb": "KB per episode", "resident_mb": "resident MB", "seconds": "s to index"}
     rows = [[f"{what}:", *GROWTH, *(titles[name] for name in extra)]]
@@ -546,7 +550,7 @@ def _growth_table(what: str, growth: Mapping[int, Mapping[str, Any]]) -> str:
         cells = [_figure(figures[name].median) for name in GROWTH]
         label = f"{number:,}" if what == "open" else f"x {number}"
         rows.append([label, *cells, *(_figure(figures[name]) for name in extra)])
-    return _aligned(rows)
+    return _aligned([*zip(*rows, strict=True)])
 
 
 def _load_table(loads: Sequence[harvest_load.Load]) -> str:
@@ -568,16 +572,9 @@ def _figure(value: float) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as text, the first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join(
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        + "\n"
-        for row in rows
-    )
+    """Return rows, of which the first is the header, as text."""
+    header, *others = map(tuple, rows)
+    return fitted(Table(header, tuple(others)))
 
 
 def _plain(value: Any) -> Any:

@@ -28,7 +28,7 @@ from josh_search.harvest import PATIENCE, Tally, finish, harvest, take_stock
 from josh_search.publish import ExportOptions, PublishOptions, export, publish
 from josh_search.search import SearchOptions
 from toolwoz_gym import make_env
-from toolwoz_gym.cli import main_cli
+from toolwoz_gym.cli import Count, how_many, main_cli
 from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.records import RunFolder, check_replay, read_config, read_log, read_sealed
 from toolwoz_gym.types import Task, UsageError
@@ -48,8 +48,8 @@ class HarvestOptions(PlayOptions, SearchOptions):
     """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""
     split: str = "train"
     """Split of the world's tasks."""
-    tasks: int = 24
-    """How many tasks to play: the first of the split."""
+    tasks: Count = 24
+    """How many tasks to play: the first of the split, or all."""
     trees: int = 16
     """Trees that grow at a time, in each worker."""
     engine: Literal["local", "ray"] = "local"
@@ -144,9 +144,8 @@ def run(options: HarvestOptions) -> None:
     """
     options.check()
     options.check_play()
-    for name in ("tasks", "trees"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"{name} must be at least 1")
+    if options.trees < 1:
+        raise UsageError("trees must be at least 1")
     began = time.monotonic()
     asked, options = options, options.as_recorded(options.run)
     env = make_env(options.env, world=options.world, split=options.split, user=options.named_user)
@@ -159,7 +158,7 @@ def run(options: HarvestOptions) -> None:
         SHOWN: shown_to_json(*options.shown(dialogue.domain)),
     }
     tasks: Sequence[Task] = env.tasks
-    number, patience, there = options.tasks, PATIENCE, f"the split {options.split!r} has"
+    asked_for, patience, source = options.tasks, PATIENCE, f"the split {options.split!r}"
     if asked.backend == "canned":
         if options.engine == "ray":
             raise UsageError("a run is replayed on this machine: leave --engine ray out")
@@ -172,12 +171,11 @@ def run(options: HarvestOptions) -> None:
         _count_trees(Path(asked.model), env.tasks)
         recorded = {record["task_id"] for record in read_log(recording)}
         tasks = [task for task in env.tasks if task.id in recorded]
-        there = f"{asked.model} has trees of"
-        if "tasks" not in asked.given and number == HarvestOptions.tasks:  # unless told, all
-            number = len(tasks)
+        source = f"the recording {asked.model}"
+        if "tasks" not in asked.given and asked_for == HarvestOptions.tasks:  # unless told, all
+            asked_for = "all"
         patience = ()  # what is not recorded does not come by waiting
-    if number > len(tasks):
-        raise UsageError(f"{there} {len(tasks)} tasks only")
+    number = how_many(asked_for, len(tasks), source)
     RunFolder.check(options.run, config)
 
     from josh_search.progress import Progress

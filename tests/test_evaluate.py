@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -105,7 +106,7 @@ def test_runs_of_scripts_are_compared(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {record["model"] for record in records(tmp_path / "a")} == {"expert", "erring"}
     capsys.readouterr()
     assert main(["reproducibility", "--runs", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-    assert "| 8 of 8 | 8 of 8 | 0 | 0 |" in capsys.readouterr().out
+    assert re.search(r"8 of 8 +8 of 8 +0 +0 ", capsys.readouterr().out)
 
 
 def test_models_play_the_same_tasks_with_the_same_seeds(tmp_path: Path) -> None:
@@ -117,7 +118,8 @@ def test_models_play_the_same_tasks_with_the_same_seeds(tmp_path: Path) -> None:
     assert seeds["random"] == seeds["expert"]
     assert len({seed for _, _, seed, _ in seeds["expert"]}) == 24
     assert len(summary(tmp_path)["results"][0]["pass_hat"]) == 2
-    assert "pass^2" in (tmp_path / "evaluation.md").read_text()
+    text = (tmp_path / "evaluation.md").read_text()
+    assert "| pass^1, % |" in text and "| pass^2, % |" in text
 
 
 def test_the_order_of_play_changes_nothing(tmp_path: Path) -> None:
@@ -214,7 +216,7 @@ def test_records_say_what_went_wrong_and_what_it_cost(tmp_path: Path, env: Dialo
     assert len(written) == record["steps"]
     assert record["usage"]["agent"]["prompt"] == sum(m.usage.prompt for m in written if m.usage)
 
-    comparison = compare([record], ["canned"], trials=1, seed=0)
+    comparison = compare([record], ["canned"], trials=1)
     assert not comparison.differences
     (table,) = tables(comparison)
     cells = {name: cell for name, cell in table.rows}
@@ -246,9 +248,9 @@ def test_only_tasks_of_which_every_episode_is_there_are_compared() -> None:
     played = [record(m, t, k) for m in ("a", "b") for t in ("t0", "t1") for k in (0, 1)]
     played.remove(record("b", "t1", 0))
     played.append(record("b", "t1", 1))  # a copy is no substitute
-    found = compare(played, ["a", "b"], trials=2, seed=0)
+    found = compare(played, ["a", "b"], trials=2)
     assert [(result.tasks, result.trials) for result in found.results] == [(1, 2), (1, 2)]
-    assert compare(played[4:], ["a", "b"], trials=2, seed=0).results == ()
+    assert compare(played[4:], ["a", "b"], trials=2).results == ()
 
 
 def test_the_comparison_pairs_tasks_and_trials_in_whatever_order_they_ended() -> None:
@@ -273,8 +275,8 @@ def test_the_comparison_pairs_tasks_and_trials_in_whatever_order_they_ended() ->
         for trial, reward in enumerate(trials)
     ]
     as_they_ended = sorted(played, key=lambda record: (record["trial"], record["reward"]))
-    comparison = compare(played, ["base", "other"], trials=2, seed=0)
-    assert comparison == compare(as_they_ended, ["base", "other"], trials=2, seed=0)
+    comparison = compare(played, ["base", "other"], trials=2)
+    assert comparison == compare(as_they_ended, ["base", "other"], trials=2)
     base, other = comparison.results
     assert (base.pass_hat, other.pass_hat) == ((0.5, 0.25), (0.625, 0.25))
     assert base.success_unidle and base.success_unidle.value == 0.5  # of tasks 0, 2 and 3

@@ -569,7 +569,7 @@ def test_what_was_not_recorded_cannot_be_replayed(
     assert replay(recorded, recorded) == 2
     assert "holds the recording: choose another --run" in capsys.readouterr().err
     assert replay(run, recorded, "--tasks", "5") == 2
-    assert f"{recorded} has trees of 3 tasks only" in capsys.readouterr().err
+    assert f"{recorded} has 3 tasks only" in capsys.readouterr().err
     assert benchmark(["evaluate", "--backend", "canned", "--model", str(recorded)]) == 2
     assert "is no evaluation" in capsys.readouterr().err
     assert not run.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,26 +82,70 @@ def test_trials_that_differ_as_independent_ones_would_are_evidence() -> None:
     assert success_rate(success) == wilson(0.5, 6)
 
 
-def test_the_bootstrap_draws_whole_tasks() -> None:
-    # Of two tasks with means 0 and 1, a resample has the mean 0, 1/2 or 1, with chances 1/4, 1/2,
-    # 1/4: both ends lie outside the central 95 %. Six single episodes would make that 1/64.
-    assert mean(array([0, 0, 0], [1, 1, 1]), seed=0) == Estimate(0.5, 0.0, 1.0)
-    assert mean(array([0.25, 0.75]), seed=0) == Estimate(0.5, 0.5, 0.5)
+@pytest.mark.parametrize("solved", [0.0, 1.0])
+@pytest.mark.parametrize("tasks", [1, 2, 40])
+@pytest.mark.parametrize("trials", [1, 3])
+def test_tasks_that_agree_do_not_make_it_certain(solved: float, tasks: int, trials: int) -> None:
+    values = np.full((tasks, trials), solved)
+    # Agresti and Coull's interval, by hand: 2 of n + 4, or all but 2 of them.
+    centre = (2 + tasks * solved) / (tasks + 4)
+    half = 1.96 * (centre * (1 - centre) / (tasks + 4)) ** 0.5
+    estimate = mean(values)
+    assert estimate.value == solved
+    assert interval(estimate) == pytest.approx(
+        [max(0, centre - half), min(1, centre + half)], abs=1e-4
+    )
+    assert success_rate(values).high - success_rate(values).low > 0.05
 
 
-def test_the_bootstrap_agrees_with_the_normal_interval_of_a_large_sample() -> None:
+def test_means_of_tasks_are_what_counts() -> None:
+    assert mean(array([0.25, 0.75])) == mean(array([0.5])) == mean(array([0.5] * 3))
+    assert interval(mean(array([0, 0], [1, 1]))) == pytest.approx([0.1, 0.9], abs=1e-4)
+
+
+def test_the_interval_of_a_difference_is_bonett_and_prices() -> None:
+    # Of 40 tasks, 7 are better and 2 are worse: (8 - 3) / 42 with the variance
+    # ((8 + 3) / 42 - (5 / 42)^2) / 42.
+    one = array(*[[1]] * 17, *[[0]] * 23)
+    other = array(*[[1]] * 10, *[[0]] * 28, *[[1]] * 2)
+    estimate = difference(one, other)
+    assert estimate.value == pytest.approx(5 / 40)
+    half = 1.96 * ((11 / 42 - (5 / 42) ** 2) / 42) ** 0.5
+    assert interval(estimate) == pytest.approx([5 / 42 - half, 5 / 42 + half], abs=1e-4)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 5, 20])
+@pytest.mark.parametrize("better", [0.0, 0.05, 0.2, 0.4])
+@pytest.mark.parametrize("worse", [0.0, 0.05, 0.2, 0.4])
+def test_intervals_of_few_tasks_hold_the_truth_about_as_often_as_they_say(
+    tasks: int, better: float, worse: float
+) -> None:
+    """Add up the chances of all results whose interval holds the true difference."""
+    held = 0.0
+    for wins in range(tasks + 1):
+        for losses in range(tasks + 1 - wins):
+            ways = math.comb(tasks, wins) * math.comb(tasks - wins, losses)
+            even = tasks - wins - losses
+            chance = ways * better**wins * worse**losses * (1 - better - worse) ** even
+            one = np.repeat([1.0, 0.0, 0.0], [wins, losses, even])[:, None]
+            other = np.repeat([0.0, 1.0, 0.0], [wins, losses, even])[:, None]
+            estimate = difference(one, other)
+            held += chance * (estimate.low - 1e-9 <= better - worse <= estimate.high + 1e-9)
+    assert held > 0.92
+
+
+def test_intervals_agree_with_the_normal_ones_of_a_large_sample() -> None:
     values = np.random.default_rng(5).random((400, 1))
     half = 1.96 * values.std() / 20
-    estimate = mean(values, seed=1)
-    assert estimate.low == pytest.approx(values.mean() - half, abs=0.003)
-    assert estimate.high == pytest.approx(values.mean() + half, abs=0.003)
-    assert estimate == mean(values, seed=1) != mean(values, seed=2)
+    estimate = mean(values)
+    assert estimate.low == pytest.approx(values.mean() - half, abs=0.002)
+    assert estimate.high == pytest.approx(values.mean() + half, abs=0.002)
 
 
 @given(outcomes(2))
 def test_a_difference_is_antisymmetric(played: tuple[Floats, Floats]) -> None:
     one, other = played
-    there, back = difference(one, other, seed=3), difference(other, one, seed=3)
+    there, back = difference(one, other), difference(other, one)
     assert there.low <= there.value <= there.high
     assert back.value == -there.value
     assert interval(back) == pytest.approx([-there.high, -there.low])
@@ -109,15 +154,22 @@ def test_a_difference_is_antisymmetric(played: tuple[Floats, Floats]) -> None:
 
 
 @given(outcomes())
-def test_identical_results_differ_by_nothing(played: tuple[Floats]) -> None:
-    assert difference(played[0], played[0], seed=0) == Estimate(0, 0, 0)
+def test_identical_results_differ_by_nothing_as_far_as_one_can_tell(played: tuple[Floats]) -> None:
+    estimate = difference(played[0], played[0])
+    assert estimate.value == 0
+    assert estimate.high == pytest.approx(-estimate.low)
+    assert 0.2 < estimate.high <= 1
     assert sign_test(played[0], played[0]) == SignTest(0, 0, 1.0)
 
 
 def test_pairing_makes_the_interval_narrow() -> None:
-    # Each task is easier for the one model by exactly 1/4, however much the tasks differ.
-    tasks = np.linspace(0, 0.75, 12).reshape(12, 1)
-    assert interval(difference(tasks + 0.25, tasks, seed=0)) == pytest.approx([0.25, 0.25])
+    # The one model is better by 1/4 in each task, however much the tasks differ.
+    tasks = np.linspace(0, 0.75, 400).reshape(400, 1)
+    paired = difference(tasks + 0.25, tasks)
+    assert interval(paired) == pytest.approx([0.25, 0.25], abs=0.012)
+    shuffled = np.random.default_rng(0).permutation(tasks)
+    alone = difference(tasks + 0.25, shuffled)
+    assert alone.high - alone.low > 3 * (paired.high - paired.low)
 
 
 @pytest.mark.parametrize(

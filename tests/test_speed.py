@@ -57,8 +57,9 @@ def test_the_command_prints_what_it_writes(
 
 
 def test_the_command_times_both_domains_of_tau_bench(
-    tau_bench: Path, capsys: pytest.CaptureFixture[str]
+    tau_bench: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     out = tau_bench / "speed.json"
     assert main(["speed", *SMALL, "--env", "TauBench-v0", "--out", str(out)]) == 0
     shown = capsys.readouterr().out

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from agents.base import Agent
 from agents.gold import GoldAgent
+from agents.options import AgentOptions
 from josh_search.search import SearchOptions, search
 from toolwoz_gym import TAU_MAX_STEPS, Dialogue
+from toolwoz_gym.rollout import play
 from toolwoz_gym.tau_bench.data import read_tau_bench
 from toolwoz_gym.tau_bench.domain import TRANSFER, TauBench
+from toolwoz_gym.types import Message, ToolCall
 from toolwoz_gym.users.instructed import InstructedUser
 
 
@@ -51,3 +56,28 @@ def test_the_reward_of_the_environment(airline: TauBench) -> None:
     for task in airline.tasks("test"):
         tree = search(dialogue, GoldAgent(task), task, seed=0, options=options)
         assert tree.solved, task.id
+
+
+def test_a_script_that_errs_plays_and_sometimes_errs(airline: TauBench) -> None:
+    dialogue = Dialogue(airline, InstructedUser(airline.end_marker), max_steps=60)
+    with AgentOptions(agent="erring").open(airline) as make:
+        tasks = airline.tasks("test")
+        rewards = [play(dialogue, make(task), task, seed=0).reward for task in tasks]
+    assert 0 < sum(rewards) < len(tasks)
+
+
+def test_other_calls_do_not_take_the_place_of_gold_ones(airline: TauBench) -> None:
+    class Curious:
+        """Asks for all airports before each gold action."""
+
+        def __init__(self, gold: Agent) -> None:
+            self.gold = gold
+
+        def act(self, view: Sequence[Message], *, seed: int) -> Message:
+            if view[-1].name == "list_all_airports":
+                return self.gold.act(view, seed=seed)
+            return Message("assistant", call=ToolCall("list_all_airports", {}))
+
+    dialogue = Dialogue(airline, InstructedUser(airline.end_marker), max_steps=100)
+    for task in airline.tasks("test"):
+        assert play(dialogue, Curious(GoldAgent(task)), task, seed=0).reward == 1.0, task.id

@@ -1,11 +1,15 @@
 """Training, on a Llama of two tiny layers whose tokens are bytes."""
 
 import csv
+import hashlib
 import json
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -503,6 +507,193 @@ def test_a_training_that_fails_leaves_nothing(tiny, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train_sft(small(SFTOptions, tiny, rows=rows, out=tmp_path / "adapter"))
     assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+# What goes wrong
+
+
+def lines(tmp_path, count=4):
+    rows = tmp_path / "rows.jsonl"
+    write_jsonl(rows, [{"messages": [said("user", "a"), said("assistant", "b")]}] * count)
+    return rows
+
+
+def test_a_training_that_diverges_stops_and_keeps_what_it_had(tiny, tmp_path):
+    rows, out = lines(tmp_path), tmp_path / "adapter"
+    wild = {"learning_rate": 1e30, "warmup_ratio": 0.0, "epochs": 9, "max_steps": 8}
+    with pytest.raises(UsageError) as caught:
+        train_sft(small(SFTOptions, tiny, rows=rows, out=out, **wild))
+    step = int(re.search(r"of step (\d+) of 8 is not finite", str(caught.value))[1])
+    assert "--learning-rate below 1e+30" in str(caught.value) and "dtype" not in str(caught.value)
+    assert not out.exists()
+    kept = tmp_path / "adapter.stopped"
+    assert str(kept) in str(caught.value) and "\n" not in str(caught.value)
+    curve = list(csv.DictReader((kept / "curve.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in curve] == list(range(1, step))
+    assert json.loads((kept / "training.json").read_text())["steps"] == step - 1
+    from safetensors.torch import load_file
+
+    weights = load_file(kept / "adapter_model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+    # The folder is free, and the next attempt may be stopped too.
+    with pytest.raises(UsageError, match="is not finite"):
+        train_sft(small(SFTOptions, tiny, rows=rows, out=out, **wild, seed=1))
+    train_sft(small(SFTOptions, tiny, rows=rows, out=out, max_steps=1))
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "adapter", kept.name}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_computes_no_numbers_is_refused_at_the_first_step(tiny, tmp_path, dtype):
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    weights = load_file(broken / "model.safetensors")
+    next(w for n, w in weights.items() if n.endswith("down_proj.weight"))[0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    run = run_folder(tmp_path / "run", toy_rows())
+    tries = "--dtype float32" if dtype == "bfloat16" else "another --model"
+    with pytest.raises(UsageError, match=f"of step 1 of 4 is not finite: try {tries}"):
+        train_kto(small(KTOOptions, broken, run=run, dtype=dtype))
+    assert [path.name for path in run.iterdir()] == ["kto.jsonl"]
+
+
+def test_an_infinite_loss_is_not_smoothed_away(tiny, tmp_path, monkeypatch):
+    from trl import SFTTrainer
+
+    compute = SFTTrainer.compute_loss
+    seen = []
+
+    def compute_loss(self, *args, **kwargs):
+        loss = compute(self, *args, **kwargs)
+        seen.append(loss)
+        return loss + (float("inf") if len(seen) > 4 else 0.0)  # its gradient stays finite
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
+    rows, out = lines(tmp_path), tmp_path / "adapter"
+    with pytest.raises(UsageError, match="the loss of step 3 of 4 is not finite"):
+        train_sft(small(SFTOptions, tiny, rows=rows, out=out, epochs=9))
+    assert (tmp_path / "adapter.stopped" / "curve.csv").read_text().count("\n") == 3
+
+
+def test_room_is_taken_before_the_first_step(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.trainer.run", lambda trainer: pytest.fail("it trained"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    rows = lines(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(UsageError, match=r"cannot write the adapter to .*MB: File too large"):
+            train_sft(small(SFTOptions, tiny, rows=rows, out=tmp_path / "adapter"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_what_cannot_be_saved_is_saved_elsewhere(tiny, tmp_path, monkeypatch):
+    import training.trainer
+
+    real, spare = training.trainer.run, tmp_path / "spare"
+    spare.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(spare))
+
+    def removed(trainer):
+        trained = real(trainer)
+        shutil.rmtree(trainer.args.output_dir)
+        return trained
+
+    monkeypatch.setattr(training.trainer, "run", removed)
+    with pytest.raises(UsageError, match="cannot write the adapter to .*; it is in ") as caught:
+        train_sft(small(SFTOptions, tiny, rows=lines(tmp_path), out=tmp_path / "adapter"))
+    (kept,) = spare.iterdir()
+    assert str(caught.value).endswith(str(kept))
+    assert (kept / "training.json").exists()
+    load(tiny, kept)
+
+
+@pytest.mark.parametrize("kind", ["file", "full", "under a file"])
+def test_folders_that_cannot_be_made_are_refused_before_a_model_is_loaded(
+    tmp_path, monkeypatch, kind
+):
+    rows, out = lines(tmp_path), tmp_path / "out"
+    if kind == "full":
+        out.mkdir()
+    (out / "mine" if kind == "full" else out).write_text("")
+    monkeypatch.setattr("training.policy.load_policy", lambda options: pytest.fail("it loaded"))
+    if kind == "under a file":
+        out = out / "adapter"
+    with pytest.raises(UsageError, match="cannot write|holds something else"):
+        train_sft(small(SFTOptions, "model", rows=rows, out=out))
+
+
+def test_a_second_training_into_the_same_folder_is_refused_at_once(tiny, tmp_path, monkeypatch):
+    import training.trainer
+
+    rows, out = lines(tmp_path), tmp_path / "adapter"
+    real, refused = training.trainer.run, []
+
+    def meanwhile(trainer):
+        with pytest.raises(UsageError, match="another training is writing") as caught:
+            train_sft(small(SFTOptions, "no model", rows=rows, out=out, seed=1))
+        refused.append(caught)
+        return real(trainer)
+
+    monkeypatch.setattr(training.trainer, "run", meanwhile)
+    train_sft(small(SFTOptions, tiny, rows=rows, out=out, max_steps=1))
+    assert refused
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "adapter"}
+    assert not (out / ".lock").exists()
+
+
+def test_what_a_kill_leaves_goes_with_the_next_training(tiny, tmp_path):
+    rows, out = lines(tmp_path), tmp_path / "adapter"
+    code = (
+        "import os, sys; from pathlib import Path; from training.output import staged\n"
+        "with staged(Path(sys.argv[1]), {}) as stage:\n"
+        "    (stage / 'deep').mkdir(); (stage / 'deep' / 'file').touch(); os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(out)])
+    assert killed.returncode == -9
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", ".adapter.part"}
+    train_sft(small(SFTOptions, tiny, rows=rows, out=out, max_steps=1))
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "adapter"}
+
+
+def test_what_has_been_put_there_meanwhile_stays_and_so_does_the_adapter(tmp_path):
+    from training.output import staged
+
+    out = tmp_path / "adapter"
+    with pytest.raises(UsageError, match="cannot write .*; what it had learned is in") as caught:  # noqa: SIM117
+        with staged(out, {}) as stage:
+            (stage / "trained").touch()
+            out.mkdir()
+            (out / "mine").touch()
+    kept = Path(str(caught.value).rpartition(" ")[2])
+    assert [path.name for path in out.iterdir()] == ["mine"]
+    assert [path.name for path in kept.iterdir()] == ["trained"]
+
+
+def test_a_finished_warm_start_keeps_its_dialogues(tmp_path, monkeypatch):
+    from training import warmstart
+
+    def quick(options):
+        options.out.mkdir()
+        rows = hashlib.sha256(options.rows.read_bytes()).hexdigest()
+        record = {"kind": "sft", "options": options.to_json(), "rows_sha256": rows}
+        (options.out / "training.json").write_text(json.dumps(record))
+        return record
+
+    monkeypatch.setattr(warmstart, "train_sft", quick)
+    options = warmstart.WarmstartOptions(out=tmp_path / "warm", dialogues=2)
+    warmstart.warmstart(options)
+    dialogues = (options.out / "dialogues.jsonl").read_bytes()
+    for change in ({"seed": 1}, {"dialogues": 3}):
+        with pytest.raises(UsageError, match="a training with other"):
+            warmstart.warmstart(replace(options, **change))
+        assert (options.out / "dialogues.jsonl").read_bytes() == dialogues
+    assert {path.name for path in options.out.iterdir()} == {"adapter", "dialogues.jsonl"}
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot write"):
+        warmstart.warmstart(replace(options, out=tmp_path / "file"))
 
 
 # Command line

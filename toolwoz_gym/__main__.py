@@ -11,7 +11,9 @@ from random import SystemRandom
 from typing import NoReturn
 
 from toolwoz_gym import make_env
+from toolwoz_gym.cli import read_or_quiet, require_ours
 from toolwoz_gym.play import Terminal, play
+from toolwoz_gym.progress import phase
 from toolwoz_gym.rollout import Policy
 from toolwoz_gym.tau_bench.data import prepare_tau_bench, tau_bench_folder
 from toolwoz_gym.toolwoz.multiwoz import multiwoz_folder, prepare_multiwoz
@@ -31,12 +33,13 @@ def main(args: Sequence[str] | None = None) -> int:
         a dialogue only ends it.
 
     Raises:
-        SystemExit: ``--help`` was asked for (0), the words do not parse (2), or a model failed
-            while it played (1).
+        SystemExit: ``--help`` was asked for (0), the words do not parse (2), a model failed while
+            it played (1), or nobody reads the output any more (141).
     """
-    options = _parser().parse_args(args)
     try:
-        options.run(options)
+        with read_or_quiet():
+            options = _parser().parse_args(args)
+            options.run(options)
     except UsageError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -91,13 +94,15 @@ def _add_prepare(data: argparse.ArgumentParser) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     if options.what == "tau_bench":
         folder = tau_bench_folder()
-        tasks = prepare_tau_bench(folder, options.source)
+        with phase("preparing tau_bench"):
+            tasks = prepare_tau_bench(folder, options.source)
         print(f"prepared tau_bench in {folder}")
         for split, count in tasks.items():
             print(f"  {split}: {count} tasks")
         return
     folder = multiwoz_folder()
-    prepared = prepare_multiwoz(folder, options.source)
+    with phase("preparing multiwoz"):
+        prepared = prepare_multiwoz(folder, options.source)
     print(f"prepared multiwoz in {folder}")
     for split, count in prepared.tasks.items():
         print(f"  {split}: {count} tasks, of which ToolWOZ-v1 has {prepared.kept.get(split, 0)}")
@@ -179,6 +184,10 @@ def _desk(name: str, domain: Domain, task: Task) -> Iterator[Policy]:
     """
     # Agents are built on the environments, not the reverse. This file is no part of them: it is a
     # program, which nothing imports, and it needs an agent only here.
+    try:
+        require_ours("toolwoz_gym", "agents")
+    except ImportError as error:
+        raise UsageError(str(error)) from None
     from agents.base import BackendError
     from agents.options import AgentOptions
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -19,6 +23,17 @@ from toolwoz_gym.types import UsageError
 
 Command: TypeAlias = tuple[type, Callable[[Any], object]]
 """An options dataclass, with a docstring under each field, and the function that takes it."""
+
+Count: TypeAlias = int | Literal["all"]
+"""How many of something to take, from the first on."""
+
+_EXTRAS = {
+    **dict.fromkeys(("tyro", "yaml", "rich", "matplotlib"), "cli"),
+    **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors"), "train"),
+    **dict.fromkeys(("huggingface_hub", "peft", "trl", "datasets", "accelerate", "gguf"), "train"),
+    **dict.fromkeys(("openai", "tenacity"), "openai"),
+}
+"""Which extra of setup.cfg brings a package."""
 
 _KEPT = "what is finished is kept: run again to go on"
 
@@ -53,16 +68,30 @@ def main_cli(
         interrupt from the keyboard or a SIGTERM.
 
     Raises:
-        SystemExit: ``--help`` was asked for (0), or the flags do not parse (2).
+        SystemExit: ``--help`` was asked for (0), the flags do not parse (2), or nobody reads the
+            output any more (141).
     """
+    with read_or_quiet():
+        return _main(prog, description, commands, args, resumable)
+
+
+def _main(
+    prog: str,
+    description: str,
+    commands: Mapping[str, Command],
+    args: Sequence[str] | None,
+    resumable: tuple[type[Exception], ...],
+) -> int:
     words = list(sys.argv[1:] if args is None else args)
+    helping = _fitting if {"-h", "--help"} & set(words) else nullcontext
     try:
         import tyro
 
         named = bool(words) and words[0] in commands
         if not named and len(commands) > 1:
             known = [Annotated[c, tyro.conf.subcommand(n)] for n, (c, _) in commands.items()]
-            tyro.cli(Union[tuple(known)], prog=prog, description=description, args=words)  # type: ignore[call-overload]  # noqa: UP007
+            with helping():
+                tyro.cli(Union[tuple(known)], prog=prog, description=description, args=words)  # type: ignore[call-overload]  # noqa: UP007
         name = words.pop(0) if named else next(iter(commands))
         options_class, run = commands[name]
         hint = "Options can also come from a YAML file: --config FILE."
@@ -70,12 +99,13 @@ def main_cli(
         if words and not words[0].startswith("-") and "run" in fields:
             words.insert(0, "--run")
         words = _with_config(words, options_class)
-        options: Any = tyro.cli(
-            options_class,
-            prog=f"{prog} {name}" if named else prog,
-            description=f"{inspect.getdoc(options_class)}\n\n{hint}",
-            args=words,
-        )
+        with helping():
+            options: Any = tyro.cli(
+                options_class,
+                prog=f"{prog} {name}" if named else prog,
+                description=f"{inspect.getdoc(options_class)}\n\n{hint}",
+                args=words,
+            )
         if "given" in fields:
             flags = {word.partition("=")[0].replace("-", "_") for word in words}
             named_ones = (n for n in fields if not flags.isdisjoint((f"__{n}", f"__no_{n}")))
@@ -85,6 +115,13 @@ def main_cli(
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        install = f"pip install 'toolwoz-gym[{_EXTRAS[package]}]'"
+        print(f"error: {package} is not installed: {install}", file=sys.stderr)
+        return 2
     except resumable as error:
         print(f"error: {error}; {_KEPT}", file=sys.stderr)
         return 1
@@ -92,6 +129,82 @@ def main_cli(
         print(f"interrupted; {_KEPT}" if resumable else "interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def read_or_quiet() -> Iterator[None]:
+    """End without a word when nobody reads the output any more, as ``head`` does after ten lines.
+
+    Raises:
+        SystemExit: With 141, as shells say of programs that a closed pipe has ended.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to write
+        raise SystemExit(141) from None
+
+
+def require_ours(importer: str, *packages: str) -> None:
+    """Check that names of our packages, which are common words, stand for our packages.
+
+    Args:
+        importer: Which package needs them. Python then says in one line why ``python -m`` with it
+            fails.
+        packages: What it needs.
+
+    Raises:
+        ImportError: Another distribution's package comes first, or has overwritten ours.
+    """
+    here = Path(__file__).resolve().parents[1]
+    for name in packages:
+        spec = find_spec(name)
+        file = Path(spec.origin) if spec and spec.origin else here / name / "__init__.py"
+        is_ours = file.resolve().parent == here / name and file.is_file()
+        if not is_ours or "toolwoz" not in file.read_text("utf-8"):
+            raise ImportError(
+                f"the package {name!r} in {file.parent} is not the one of toolwoz-gym: install "
+                "toolwoz-gym in an environment of its own, and start it outside of folders with "
+                "such names",
+                name=importer,
+            )
+
+
+def how_many(tasks: Count, there: int, source: str) -> int:
+    """Return the number of tasks that was asked for.
+
+    Args:
+        tasks: What was asked for.
+        there: How many there are.
+        source: What has them, for the message.
+
+    Raises:
+        UsageError: There are not so many, or it is none.
+    """
+    number = there if tasks == "all" else tasks
+    if number < 1:
+        raise UsageError("tasks must be at least 1, or all")
+    if number > there:
+        raise UsageError(f"{source} has {there} tasks only")
+    return number
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Fold the lines above a help text's boxes, which tyro leaves as long as they are."""
+    text = io.StringIO()
+    text.isatty = sys.stdout.isatty  # type: ignore[method-assign]  # decides about colours
+    try:
+        with redirect_stdout(text):
+            yield
+    finally:
+        head, box, boxes = text.getvalue().partition("╭")
+        width = shutil.get_terminal_size().columns
+        lines = [textwrap.fill(line, width, subsequent_indent="  ") for line in head.split("\n")]
+        sys.stdout.write("\n".join(lines) + box + boxes)
 
 
 def check_choices(options: object) -> None:

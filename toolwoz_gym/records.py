@@ -184,6 +184,22 @@ def cannot_write(path: Path, error: OSError) -> UsageError:
     return UsageError(f"cannot write {path}: {why}; what is finished is kept: run again to go on")
 
 
+def check_file(path: Path) -> None:
+    """Find out whether a file can be written, before what is to be written is worked out.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    was_there = path.exists()
+    try:
+        with open(path, "ab"):
+            pass
+        if not was_there:
+            path.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+
+
 def dump(record: Any) -> str:
     """Write a value as one line of ASCII JSON, the same on every machine."""
     return json.dumps(record, ensure_ascii=True, separators=(",", ":"), allow_nan=False)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from rich.text import Text
 from transformers import TrainerCallback
 
@@ -23,19 +27,37 @@ COLUMNS = {
 """What is kept of the trainer's logs, and under which name."""
 
 
+class NotFinite(Exception):
+    """What a training computes is no number any more."""
+
+
 class Curve(TrainerCallback):  # type: ignore[misc]
-    """Listens to a trainer: keeps a row of numbers per optimiser step, and shows them."""
+    """Listens to a trainer: keeps a row of numbers per optimiser step, and shows them.
+
+    Raises :class:`NotFinite` at the first figure that is no number, and at such a gradient before
+    it reaches the weights.
+    """
 
     def __init__(self, live: LiveLine) -> None:
         """Show on ``live`` what comes."""
         self.rows: list[dict[str, float]] = []
         """``step`` and the columns that the trainer logged at it. Rewards are β times the log-ratio
         of policy to reference, averaged over the step's good or bad rows."""
+        self.stopped: str | None = None
+        """Why the training ended before its last step."""
         self._live = live
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Show that it begins."""
         self._live.show(0, state.max_steps, [], None)
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any
+    ) -> None:
+        """Look at the gradient."""
+        gradients = (weight.grad for weight in model.parameters() if weight.grad is not None)
+        if not all(torch.isfinite(gradient).all() for gradient in gradients):
+            raise NotFinite(f"the gradient of step {state.global_step + 1} of {state.max_steps}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         """Take down one step; every tenth of the way, print it."""
@@ -43,6 +65,9 @@ class Curve(TrainerCallback):  # type: ignore[misc]
             return
         row = {name: float(logs[key]) for key, name in COLUMNS.items() if key in logs}
         step, steps = state.global_step, state.max_steps
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise NotFinite(f"the {name.replace('_', ' ')} of step {step} of {steps}")
         self.rows.append({"step": step, **row})
         shown = ("loss", "token_accuracy", "good", "bad")
         figures = [Text(f"{n.replace('_', ' ')} {row[n]:.3f}") for n in shown if n in row]
@@ -68,9 +93,6 @@ def smooth(values: list[float], half: int) -> list[float]:
 
 
 def _draw(rows: list[dict[str, float]], file: Path, title: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = [("Loss", {"loss": ("loss", "#4053d3")})]
     if any("good" in row or "bad" in row for row in rows):
         rewards = {"good": ("good rows", "#00843d"), "bad": ("bad rows", "#c8102e")}

@@ -8,6 +8,7 @@ from typing import Any
 
 from agents.models import BUNDLED, adapter_digest, resolve
 from agents.options import SCRIPTS, SERVERS
+from toolwoz_gym.progress import phase
 from toolwoz_gym.records import file_digest, read_config
 from toolwoz_gym.types import UsageError
 from training.dataset import balance, read_rows, shuffle
@@ -106,23 +107,23 @@ def train_kto(options: KTOOptions) -> dict[str, Any]:
 
     from training.encode import encode_all
     from training.policy import load_policy
-    from training.trainer import arguments, quiet, run, write_output
+    from training.trainer import arguments, quiet, reserve, run, write_output
 
-    with quiet():
-        policy = load_policy(options)
-    kept, dropped = encode_all(policy.tokenizer, rows, options.max_length)
-    if len(kept) % options.device_batch == 1:
-        # Alone in a forward pass it would be its own neighbour, and KTO's estimate of the drift
-        # would be the row's own reward.
-        kept.pop()
-        dropped[LEFT_OVER] += 1
-    if not kept:
-        raise UsageError(f"{file}: no rows are left to learn from ({dict(dropped)})")
-    counts = balance([encoded.row for encoded in kept])
-    weight = options.undesirable_weight
-    if weight is None:
-        weight = counts.undesirable_weight(options.desirable_weight)
-    with staged(options.folder) as stage, quiet():
+    with staged(options.folder, asked) as stage, quiet():
+        with phase(f"loading {options.model} and {len(rows):,} rows"):
+            policy = load_policy(options)
+            kept, dropped = encode_all(policy.tokenizer, rows, options.max_length)
+        if len(kept) % options.device_batch == 1:
+            # Alone in a forward pass it would be its own neighbour, and KTO's estimate of the drift
+            # would be the row's own reward.
+            kept.pop()
+            dropped[LEFT_OVER] += 1
+        if not kept:
+            raise UsageError(f"{file}: no rows are left to learn from ({dict(dropped)})")
+        counts = balance([encoded.row for encoded in kept])
+        weight = options.undesirable_weight
+        if weight is None:
+            weight = counts.undesirable_weight(options.desirable_weight)
         trainer = KTOTrainer(
             model=policy.model,
             args=KTOConfig(
@@ -146,6 +147,7 @@ def train_kto(options: KTOOptions) -> dict[str, Any]:
             processing_class=policy.tokenizer,
             peft_config=policy.new_adapter,
         )
+        reserve(stage, trainer.model, options.save_dtype)
         curve, seconds = run(trainer)
         return write_output(
             stage,

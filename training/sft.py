@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolwoz_gym.progress import phase
 from toolwoz_gym.records import file_digest
 from toolwoz_gym.types import UsageError
 from training.dataset import read_rows, shuffle
@@ -46,14 +47,14 @@ def train_sft(options: SFTOptions) -> dict[str, Any]:
 
     from training.encode import encode_all
     from training.policy import load_policy
-    from training.trainer import arguments, quiet, run, write_output
+    from training.trainer import arguments, quiet, reserve, run, write_output
 
-    with quiet():
-        policy = load_policy(options)
-    kept, dropped = encode_all(policy.tokenizer, rows, options.max_length)
-    if not kept:
-        raise UsageError(f"{options.rows}: no rows are left to learn from ({dict(dropped)})")
-    with staged(options.out) as stage, quiet():
+    with staged(options.out, asked) as stage, quiet():
+        with phase(f"loading {options.model} and {len(rows):,} rows"):
+            policy = load_policy(options)
+            kept, dropped = encode_all(policy.tokenizer, rows, options.max_length)
+        if not kept:
+            raise UsageError(f"{options.rows}: no rows are left to learn from ({dict(dropped)})")
         trainer = SFTTrainer(
             model=policy.model,
             args=SFTConfig(**arguments(options, stage)),
@@ -63,6 +64,7 @@ def train_sft(options: SFTOptions) -> dict[str, Any]:
             processing_class=policy.tokenizer,
             peft_config=policy.new_adapter,
         )
+        reserve(stage, trainer.model, options.save_dtype)
         curve, seconds = run(trainer)
         return write_output(
             stage,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,15 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PrinterCallback
 
 from toolwoz_gym.progress import LiveLine
 from toolwoz_gym.records import provenance, write_json
 from toolwoz_gym.types import UsageError
-from training.curve import Curve, write_curve
+from training.curve import Curve, NotFinite, write_curve
 from training.options import TrainOptions
-from training.output import RECORD
+from training.output import RECORD, Stopped
 from training.policy import Policy, compute_dtype, save_adapter
+
+WEIGHTS = "adapter_model.safetensors"
+"""What PEFT calls the file of an adapter's weights."""
+
+_RECORDS = 1 << 20
+"""Bytes for what is written beside the weights."""
 
 
 def arguments(options: TrainOptions, stage: Path) -> dict[str, Any]:
@@ -46,6 +55,7 @@ def arguments(options: TrainOptions, stage: Path) -> dict[str, Any]:
         "seed": options.seed,
         "max_length": None,  # rows that are too long were dropped and counted before
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would put older losses in the place of these
         "disable_tqdm": True,  # Curve shows the progress
         "save_strategy": "no",
         "report_to": "none",
@@ -96,18 +106,54 @@ def learned_positions_only() -> Iterator[None]:
         trl.trainer.utils._use_triton = original
 
 
+def reserve(stage: Path, model: Any, dtype: str) -> None:
+    """Take the room on the disk that the adapter will need, before hours are spent on it.
+
+    Args:
+        stage: The folder that the adapter will be written to.
+        model: The PeftModel to train.
+        dtype: "float32" or "bfloat16", as the adapter will be stored.
+
+    Raises:
+        UsageError: There is no room, or a file may not be so large.
+    """
+    weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    size = weights * getattr(torch, dtype).itemsize + _RECORDS
+    try:
+        with open(stage / WEIGHTS, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the adapter to {stage.parent}, {size / 1e6:,.1f} MB: {error.strerror}"
+        ) from None
+
+
 def run(trainer: Any) -> tuple[Curve, float]:
-    """Train to the end, with a live line.
+    """Train to the end, or until a figure is no number, with a live line.
 
     Returns:
         The course of the training, and its seconds.
+
+    Raises:
+        UsageError: The model itself computes no numbers.
     """
     trainer.remove_callback(PrinterCallback)
     start = time.monotonic()
     with LiveLine("steps") as live, learned_positions_only():
         curve = Curve(live)
         trainer.add_callback(curve)
-        trainer.train()
+        try:
+            trainer.train()
+        except NotFinite as error:
+            args = trainer.args
+            advice = ["--dtype float32"] if args.bf16 else []
+            if curve.rows:
+                advice.insert(0, f"a --learning-rate below {args.learning_rate:g}")
+            elif not advice:
+                advice = ["another --model: it computed this before it was trained"]
+            curve.stopped = f"{error} is not finite: try {', or '.join(advice)}"
+            if not curve.rows:
+                raise UsageError(curve.stopped) from None
     return curve, time.monotonic() - start
 
 
@@ -126,11 +172,14 @@ def write_output(
 
     Returns:
         The record, as ``training.json`` holds it.
+
+    Raises:
+        Stopped: All is written, but the training had to end before its last step.
+        UsageError: They cannot be written there; if possible, they are somewhere else.
     """
-    save_adapter(trainer.model, policy.base, options.save_dtype, stage)
-    write_curve(curve.rows, stage, f"{record['kind'].upper()} of {options.model}")
     record = {
         **record,
+        **({"stopped": curve.stopped} if curve.stopped else {}),
         "dropped": dict(dropped),
         "metrics": {"first": curve.rows[0], "last": curve.rows[-1]},
         "steps": trainer.state.global_step,
@@ -139,5 +188,22 @@ def write_output(
         "dtype": "bfloat16" if trainer.args.bf16 else "float32",
         "made_with": provenance(),
     }
-    write_json(stage / RECORD, record)
+
+    def write(folder: Path) -> None:
+        save_adapter(trainer.model, policy.base, options.save_dtype, folder)
+        write_curve(curve.rows, folder, f"{record['kind'].upper()} of {options.model}")
+        write_json(folder / RECORD, record)
+
+    try:
+        write(stage)
+    except (OSError, SafetensorError) as error:
+        said = f"cannot write the adapter to {stage.parent}: {getattr(error, 'strerror', error)}"
+        try:
+            spare = Path(tempfile.mkdtemp(prefix="adapter-"))
+            write(spare)
+        except (OSError, SafetensorError):
+            raise UsageError(said) from None
+        raise UsageError(f"{said}; it is in {spare}") from None
+    if curve.stopped:
+        raise Stopped(curve.stopped)
     return record

@@ -16,9 +16,11 @@ from agents.scripted import ExpertAgent
 from agents.tool_calling import render_prompt, system_prompt
 from toolwoz_gym import make_env
 from toolwoz_gym.dialogue import Dialogue
-from toolwoz_gym.records import write_jsonl
+from toolwoz_gym.progress import watched
+from toolwoz_gym.records import file_digest, write_jsonl
 from toolwoz_gym.rollout import play
 from toolwoz_gym.types import Task, UsageError
+from training.output import finished, locked
 from training.sft import SFTOptions, train_sft
 
 
@@ -52,26 +54,37 @@ def warmstart(options: WarmstartOptions) -> dict[str, Any]:
     env = make_env("ToolWOZ-v0", world=options.world, split="train")
     if not 1 <= options.dialogues <= len(env.tasks):
         raise UsageError(f"dialogues: 1 to {len(env.tasks)}")
-    rows = options.out / "dialogues.jsonl"
-    rows.parent.mkdir(parents=True, exist_ok=True)
+    rows, adapter = options.out / "dialogues.jsonl", options.out / "adapter"
     first = len(env.tasks) - options.dialogues
     tasks = [env.tasks[i] for i in range(first, len(env.tasks))]
-    write_jsonl(rows, demonstrate(env.dialogue, tasks, seed=options.seed))
-    return train_sft(
-        SFTOptions(
-            rows=rows,
-            out=options.out / "adapter",
-            model=BUNDLED_BASE,
-            lora_r=options.lora_r,
-            lora_alpha=2 * options.lora_r,
-            lora_dropout=0.0,
-            learning_rate=options.learning_rate,
-            batch=4,
-            device_batch=2,
-            save_dtype="bfloat16",
-            seed=options.seed,
-        )
+    sft = SFTOptions(
+        rows=rows,
+        out=adapter,
+        model=BUNDLED_BASE,
+        lora_r=options.lora_r,
+        lora_alpha=2 * options.lora_r,
+        lora_dropout=0.0,
+        learning_rate=options.learning_rate,
+        batch=4,
+        device_batch=2,
+        save_dtype="bfloat16",
+        seed=options.seed,
     )
+    with locked(options.out):
+        # An adapter keeps the dialogues that it has learned from.
+        finished(adapter, {"kind": "sft", "options": sft.to_json()})
+        fresh = options.out / ".dialogues.part"
+        try:
+            played = demonstrate(env.dialogue, tasks, seed=options.seed)
+            write_jsonl(fresh, watched(played, len(tasks), "dialogues"))
+            if adapter.exists():
+                finished(adapter, {"rows_sha256": file_digest(fresh)})
+            fresh.replace(rows)
+        except OSError as error:
+            raise UsageError(f"cannot write {options.out}: {error.strerror}") from None
+        finally:
+            fresh.unlink(missing_ok=True)
+        return train_sft(sft)
 
 
 def demonstrate(
