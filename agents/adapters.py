@@ -163,12 +163,13 @@ def check_adapter(base: str, adapter: str) -> bool:
     kinds = {_LAYER.sub(".#.", name, count=1) for name in changed}
     alike = (name for name in places.values() if _LAYER.sub(".#.", name, count=1) in kinds)
     layers, there = _layers(changed), _layers(alike)
-    named = not isinstance(config.target_modules, str) and config.layers_to_transform is None
-    if named and len(layers) < len(there) and layers == there[: len(layers)]:
+    listed = not isinstance(getattr(config, "target_modules", None), str)
+    listed = listed and getattr(config, "layers_to_transform", None) is None
+    if listed and len(layers) < len(there) and layers == there[: len(layers)]:
         raise UsageError(
             f"the adapter {adapter} does not fit {base}: it is for the first {len(layers)} of "
-            f"{len(there)} layers, as that of a shallower model; if that is meant, list them in its "
-            f"{CONFIG}, as layers_to_transform"
+            f"{len(there)} layers, as that of a shallower model; if that is meant, list them in "
+            f"{CONFIG} as layers_to_transform"
         )
     own = (f"{embedding}.weight", f"{embedding}.base_layer.weight", "trainable_tokens_delta")
     brings = any(key.endswith(own) for key in keys)
