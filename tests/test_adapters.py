@@ -63,6 +63,19 @@ def make_model(folder: Path, layers: int = 3) -> Path:
     return folder
 
 
+def make_other(kind: type[transformers.PreTrainedConfig], folder: Path, **more: Any) -> Path:
+    """A model of another kind, whose layers are not plain attention to the whole text."""
+    tokenizer = make_tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    marks = {"bos_token_id": None, "eos_token_id": 4, "pad_token_id": None}
+    torch.manual_seed(0)
+    config = kind(vocab_size=len(tokenizer), **sizes, **heads, **marks, **more)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def make_adapter(base: Path, folder: Path, **lora: Any) -> Path:
     """An adapter that changes the model a lot, but says that new weights begin as nothing."""
     torch.manual_seed(1)
@@ -255,6 +268,36 @@ def test_plain_peft_loads_what_was_trained_on_the_bundled_model(
         edit(out, base_model_name_or_path=name)
         assert resolve(str(out)) == ModelSource("bundled-base", str(out))
     assert resolve(str(WARMSTART)) == resolve("bundled")
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        (
+            transformers.Gemma3TextConfig,
+            {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+        ),
+        (
+            transformers.Lfm2Config,
+            {"block_multiple_of": 8, "layer_types": ["conv", "full_attention"]},
+        ),
+    ],
+)
+def test_models_with_other_layers_are_trained(
+    kind: type[transformers.PreTrainedConfig], more: dict[str, Any], tmp_path: Path
+) -> None:
+    out = sft(str(make_other(kind, tmp_path / "model", **more)), tmp_path / "adapter")
+    ours, before = logits(resolve(str(out))), logits(resolve(str(tmp_path / "model")))
+    assert not torch.allclose(ours, before, atol=1e-3)
+    torch.testing.assert_close(ours, logits_of_peft(out), atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_on_which_peft_puts_no_adapter_is_one_line(tmp_path: Path) -> None:
+    model = make_other(transformers.MambaConfig, tmp_path / "model", state_size=8)
+    with pytest.raises(UsageError, match="PEFT cannot put an adapter on .*out_proj") as error:
+        sft(str(model), tmp_path / "adapter")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_what_training_writes_can_be_read_by_others(base: Path, tmp_path: Path) -> None:

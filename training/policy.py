@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save
 
 from agents.adapters import chat_files, check_adapter
@@ -51,7 +52,7 @@ def load_policy(options: TrainOptions) -> Policy:
     dear, and in float32 on the CPU. The adapter's are float32.
 
     Raises:
-        UsageError: There is no such model, or its adapter does not fit it.
+        UsageError: There is no such model, its adapter does not fit it, or it cannot be given one.
     """
     source = resolve(options.model)
     if source.adapter is not None and check_adapter(base_folder(source), source.adapter):
@@ -74,6 +75,15 @@ def load_policy(options: TrainOptions) -> Policy:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+    try:  # TRL adds the adapter, later: see on a model without weights whether that can be
+        with torch.device("meta"):
+            get_peft_model(type(model)(model.config), copy(lora), low_cpu_mem_usage=True)
+    except (TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise UsageError(
+            f"PEFT cannot put an adapter on all linear layers of {options.model}: {why}; take "
+            "another model, or --lora-dropout 0 where it speaks of dropout"
+        ) from error
     return Policy(model, tokenizer, lora, base, [])
 
 
