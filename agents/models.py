@@ -278,14 +278,16 @@ def _converted(gguf: Path) -> Path:
         half = Path(temporary) / "model"
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
+                output_loading_info=True,
             )
         except (OSError, ValueError, StructError) as error:
             raise UsageError(f"{gguf} cannot be read as a model: {_line(error)}") from error
+        _check_weights(str(gguf), model, report)
         model.save_pretrained(half)
         tokenizer.save_pretrained(half)
         for weights in half.glob("*.safetensors"):  # they are written for nobody else to read
@@ -319,7 +321,7 @@ def _check_weights(folder: str, model: PreTrainedModel, report: Mapping[str, Any
     ):
         if names:
             raise UsageError(
-                f"the model in {folder} is not whole: {len(names)} {what}, {min(names)} for "
+                f"the model {folder} is not whole: {len(names)} {what}, {min(names)} for "
                 "example; get its files anew"
             )
 

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import peft
 import pytest
@@ -192,9 +193,13 @@ def test_two_that_convert_at_once_do_not_hurt_each_other(
 
     class Slow:
         @staticmethod
-        def from_pretrained(*_: object, **__: object) -> Slow:
+        def from_pretrained(*_: object, output_loading_info: bool = False, **__: object) -> Any:
             both.wait()
-            return Slow()
+            report: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": []}
+            return (Slow(), report) if output_loading_info else Slow()
+
+        def state_dict(self) -> dict[str, object]:
+            return {}
 
         def save_pretrained(self, folder: Path) -> None:
             folder.mkdir(exist_ok=True)
