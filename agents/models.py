@@ -213,10 +213,11 @@ def _unknown(name: str) -> str:
 
 def _was_bundled(base: str) -> bool:
     """Return whether an adapter's base is what the bundled model was converted to elsewhere."""
+    name = Path(base).name
     with suppress(UsageError):
-        return (
-            not Path(base).exists() and Path(base).name == _converted_folder(_bundled_file()).name
-        )
+        gguf = _bundled_file()
+        if name.startswith(gguf.stem) and not Path(base).exists():
+            return name == _converted_folder(gguf).name
     return False
 
 

@@ -178,6 +178,7 @@ class TransformersBackend:
             self._board, self._store = board, board.store
             self.context = min(self.context, self._store.capacity)
         else:
+            self._max_batch = 1 if exact else max_batch
             print(
                 f"note: layers of {model.config.model_type} models are not all plain attention to "
                 "the whole text: transformers' own generation runs them, which is slower",
@@ -187,7 +188,6 @@ class TransformersBackend:
         """What answers the calls that cannot be laid out as columns."""
         self._alike: list[_Call] = []
         """The calls that it is answering, with prompts of one length."""
-        self._at_once = 1 if exact else max_batch
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="transformers-backend")
         self._lock = Lock()
         self._waiting: deque[_Call] = deque()
@@ -316,7 +316,7 @@ class TransformersBackend:
         """
         with self._lock:
             alike = [c for c in self._waiting if len(c.prompt) == len(self._waiting[0].prompt)]
-            self._alike = alike[: self._at_once]
+            self._alike = alike[: self._max_batch]
             self._waiting = deque(call for call in self._waiting if call not in self._alike)
             self._serving = bool(self._alike)
             return self._serving
@@ -465,7 +465,7 @@ class _Board:
                 call.written.append(int(tokens[-1]))
                 rows.append(model(**board.lay_out(), use_cache=True).logits[0, 0])
                 # Rounding is a few hundredths of this in bfloat16.
-                if (torch.stack(rows) - plain).abs().mean() < 0.1 * plain.float().std():
+                if (torch.stack(rows) - plain).abs().mean() <= 0.1 * plain.float().std():
                     board.leave(call)
                     return board
             except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
