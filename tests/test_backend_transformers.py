@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
@@ -470,30 +471,196 @@ def test_a_closed_backend_refuses(backend: TransformersBackend) -> None:
         backend.complete(PROMPTS[0], Sampling())
 
 
-def test_models_with_sliding_windows_are_refused(
-    tokenizer: transformers.PreTrainedTokenizerBase,
-) -> None:
-    config = transformers.MistralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=16,
-    )
-    with pytest.raises(UsageError, match="mistral"):
-        TransformersBackend(transformers.MistralForCausalLM(config), tokenizer)
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+EXPERTS = {"num_experts_per_tok": 2, "experts_implementation": "eager"}
+LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+OTHERS: dict[str, tuple[type[transformers.PreTrainedConfig], dict[str, object]]] = {
+    "windows": (transformers.MistralConfig, {"sliding_window": 16}),
+    "some windows": (
+        transformers.Gemma3TextConfig,
+        {
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "windows and sinks": (
+        transformers.GptOssConfig,
+        {"head_dim": 8, "sliding_window": 16, "num_local_experts": 4, **EXPERTS},
+    ),
+    "recurrent": (transformers.MambaConfig, {"state_size": 8}),
+    "convolutions": (
+        transformers.Lfm2Config,
+        {"block_multiple_of": 8, "layer_types": ["conv", "full_attention"]},
+    ),
+    "linear attention": (
+        transformers.Qwen3NextConfig,
+        {
+            **{"head_dim": 8, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+            **{"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+            **{"num_experts": 4, "layer_types": ["linear_attention", "full_attention"]},
+            **LINEAR,
+            **EXPERTS,
+        },
+    ),
+    "attention of its own": (transformers.GPTJConfig, {"n_positions": 512, "rotary_dim": 4}),
+    "looks into its keys": (transformers.DiffLlamaConfig, {}),
+}
 
 
-def test_models_with_an_attention_of_their_own_are_refused(
+def other_model(kind: str, tokenizer: transformers.PreTrainedTokenizerBase) -> Any:
+    """A tiny model that cannot be laid out as columns."""
+    torch.manual_seed(0)
+    architecture, more = OTHERS[kind]
+    config = architecture(**{"vocab_size": len(tokenizer), **TINY, **more})
+    return transformers.AutoModelForCausalLM.from_config(config).eval().double()
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_kinds_of_layers_write_what_generate_writes(
+    kind: str,
     tokenizer: transformers.PreTrainedTokenizerBase,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = transformers.GPTJConfig(
-        vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=4, rotary_dim=4
+    model = other_model(kind, tokenizer)
+    expected = []
+    for prompt in PROMPTS:
+        written = generated(model, tokenizer, prompt, 12)
+        end = [*written, tokenizer.eos_token_id].index(tokenizer.eos_token_id)
+        expected.append(tokenizer.decode(written[:end], skip_special_tokens=True))
+    samples = [(PROMPTS[n % 3], Sampling(0.8, max_tokens=4 + n, seed=n // 2)) for n in range(8)]
+    capsys.readouterr()
+    with TransformersBackend(model, tokenizer) as backend:
+        note = capsys.readouterr().err
+        answers = ask(backend, [(prompt, Sampling(0.0, max_tokens=12)) for prompt in PROMPTS])
+        alone = [backend.complete(*sample) for sample in samples]
+        assert ask(backend, samples) == alone, "what is random does not depend on company"
+    assert [answer.text for answer in answers] == expected
+    assert len(set(expected)) > 1
+    assert note.startswith(f"note: layers of {model.config.model_type} models") and (
+        note.count("\n") == 1
     )
-    with pytest.raises(UsageError, match="gptj"):
-        TransformersBackend(transformers.GPTJForCausalLM(config), tokenizer)
+    assert backend.stats.calls == len(PROMPTS) + 2 * len(samples)
+    assert backend.stats.steps < backend.stats.completion_tokens, "equal lengths go together"
+
+
+@pytest.fixture
+def windowed(tokenizer: transformers.PreTrainedTokenizerBase) -> Any:
+    return other_model("windows", tokenizer)
+
+
+def test_how_completions_of_other_layers_end(
+    windowed: Any, tokenizer: transformers.PreTrainedTokenizerBase
+) -> None:
+    tokens = length(tokenizer, PROMPTS[1])
+    greedy = Sampling(temperature=0.0, max_tokens=9)
+    written = generated(windowed, tokenizer, PROMPTS[1], 9)
+    # What the checkpoint recommends is not asked for; and it stays as it is.
+    windowed.generation_config.repetition_penalty = 5.0
+    with TransformersBackend(windowed, tokenizer) as backend:
+        cut = backend.complete(PROMPTS[1], greedy)
+        assert (cut.finish, cut.usage, cut.logprob) == ("length", Usage(tokens, 9), 0.0)
+        assert cut.text == tokenizer.decode(written, skip_special_tokens=True)
+        assert backend.complete(chat("z" * 600), greedy) == Completion("", Usage(), "context")
+        filler = chat("z" * (512 - length(tokenizer, chat("")) - 3))
+        last = backend.complete(filler, greedy)
+        assert (last.finish, last.usage) == ("length", Usage(509, 3))
+    assert windowed.generation_config.repetition_penalty == 5.0
+    with pytest.raises(BackendError, match="closed"):
+        backend.complete(PROMPTS[0], greedy)
+
+    windowed.generation_config.eos_token_id = [0, written[4]]
+    with TransformersBackend(windowed, tokenizer) as backend:
+        pair = ask(backend, [(PROMPTS[1], greedy), (PROMPTS[1], Sampling(0.0, max_tokens=2))])
+    end = written.index(written[4])
+    assert [answer.finish for answer in pair] == ["stop", "length"]
+    assert [answer.usage.completion for answer in pair] == [end + 1, 2]
+    assert pair[0].text == tokenizer.decode(written[:end], skip_special_tokens=True)
+
+
+def test_the_probability_of_what_other_layers_write(
+    windowed: Any,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: " ".join(map(str, ids)))
+    sampling = Sampling(0.5, 20, seed=3)
+    with TransformersBackend(windowed, tokenizer) as backend:
+        answer = backend.complete(PROMPTS[1], sampling)
+    before = tokenizer.apply_chat_template(
+        PROMPTS[1], add_generation_prompt=True, return_dict=False
+    )
+    written = [int(token) for token in answer.text.split()]
+    written += [tokenizer.eos_token_id] * (answer.finish == "stop")
+    with torch.inference_mode():
+        logits = windowed(torch.tensor([before + written])).logits[0, len(before) - 1 : -1]
+    chances = (logits / 0.5).log_softmax(-1)[range(len(written)), written]
+    assert answer.logprob == pytest.approx(float(chances.sum()), rel=1e-4)
+
+
+def test_other_layers_keep_to_a_grammar(
+    windowed: Any, tokenizer: transformers.PreTrainedTokenizerBase
+) -> None:
+    pytest.importorskip("xgrammar")
+    grammar = 'root ::= "yes" | "no"'
+    requests = [(PROMPTS[1], Sampling(max_tokens=8, seed=n, grammar=grammar)) for n in range(6)]
+    requests.append((PROMPTS[1], Sampling(max_tokens=8, seed=0)))
+    with TransformersBackend(windowed, tokenizer) as backend:
+        *kept, free = [answer.text for answer in ask(backend, requests)]
+    assert set(kept) == {"yes", "no"} and free not in kept
+
+
+def test_an_error_of_other_layers_reaches_every_caller(
+    windowed: Any,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with TransformersBackend(windowed, tokenizer) as backend:
+        with monkeypatch.context() as patch, ThreadPoolExecutor(len(PROMPTS)) as pool:
+            patch.setattr(type(windowed), "forward", fail)
+            calls = [pool.submit(backend.complete, p, Sampling(max_tokens=4)) for p in PROMPTS]
+            errors = [call.exception(timeout=60) for call in calls]
+        assert all(isinstance(error, BackendError) for error in errors)
+        assert backend.complete(PROMPTS[0], Sampling(max_tokens=4)).usage.completion > 0
+
+
+def test_other_layers_can_be_exact(
+    windowed: Any, tokenizer: transformers.PreTrainedTokenizerBase
+) -> None:
+    requests = [(prompt, Sampling(max_tokens=12, seed=n)) for prompt in PROMPTS for n in range(2)]
+    with TransformersBackend(windowed.float(), tokenizer, exact=True) as backend:
+        alone = [backend.complete(*request) for request in requests]
+        assert ask(backend, requests[::-1]) == alone[::-1]
+
+
+def test_other_layers_are_loaded_by_name(
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also where the library's fast attention does not know the model's."""
+    other_model("windows and sinks", tokenizer).float().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    capsys.readouterr()
+    with TransformersBackend.load(str(tmp_path), "cpu", "float32") as backend:
+        assert capsys.readouterr().err.startswith("note: layers of gpt_oss models")
+        assert backend.context == 512
+        assert backend.complete(PROMPTS[0], Sampling(max_tokens=4)).usage.completion > 0
 
 
 def test_exact_means_single_precision() -> None:

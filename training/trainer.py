@@ -190,7 +190,7 @@ def write_output(
     }
 
     def write(folder: Path) -> None:
-        save_adapter(trainer.model, policy.base, options.save_dtype, folder)
+        save_adapter(trainer.model, policy, options.save_dtype, folder)
         write_curve(curve.rows, folder, f"{record['kind'].upper()} of {options.model}")
         write_json(folder / RECORD, record)
 

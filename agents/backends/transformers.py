@@ -12,10 +12,14 @@ computed or read twice:
   sees which. Eight branches of one dialogue thus read its prefix once a step, not eight times.
   Other dialogues form groups of their own. Only attention tells groups apart: for all else, the
   tokens of a step are one row, without padding.
+
+That is for models that attend to all of a text in every layer. Others have their calls answered by
+the library: see :mod:`agents.backends.generation`.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -35,6 +39,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.utils import logging as transformers_logging
 
 from agents.backends.chat_tokens import ChatTokens
+from agents.backends.generation import LibraryGeneration, longest_context
 from agents.backends.grammar import Grammars, mask
 from agents.backends.prefix_store import Ints, KeyValues, PrefixStore, common_length
 from agents.base import BackendError, ChatMessage, Completion, Sampling
@@ -146,46 +151,43 @@ class TransformersBackend:
         """Serve a model.
 
         Args:
-            model: A causal language model with full attention in every layer.
+            model: A causal language model.
             tokenizer: Its tokenizer, with a chat template.
             max_batch: A step writes for at most so many calls.
             cache_bytes: What the store of keys and values may take. Calls in flight work on copies,
                 which can need as much as ``max_batch`` prompts more. No prompt can be longer than
-                what fits into the store.
+                what fits into the store. Models that the library runs have no store.
             exact: A call's result is the same to the last bit, whatever company it has and whatever
                 is in the store: no columns are shared, and matrices are filled up. Shown for
                 float32 on the CPU only (docs/reproducibility.md).
-
-        Raises:
-            UsageError: The model's attention is of another kind.
         """
-        layers = DynamicCache(config=model.config).layers
-        if any(type(layer) is not DynamicLayer for layer in layers):
-            raise UsageError(
-                f"{model.config.model_type} models do not see all of a dialogue in every layer, "
-                "which this backend relies on: serve the model behind an endpoint"
-            )
-        if not model._supports_attention_backend:
-            raise UsageError(
-                f"{model.config.model_type} models compute attention in a way of their own, which "
-                "this backend cannot replace: serve the model behind an endpoint"
-            )
         self.stats = Stats()
         self._model = model
         self._tokens = ChatTokens(tokenizer)
         self._max_batch = max_batch
         ends = model.generation_config.eos_token_id
         self._stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-        self._grammars = Grammars(tokenizer, model.config.vocab_size, self._stops - {None})
+        vocabulary = model.config.get_text_config().vocab_size
+        self._grammars = Grammars(tokenizer, vocabulary, self._stops - {None})
 
-        model.set_attn_implementation(_GROUPED)
-        sample = _cells_of_a_token(model)
-        longest = int(model.config.max_position_embeddings)
-        self._store = PrefixStore(sample, max(1, cache_bytes // sample.nbytes))
-        self.context = min(longest, self._store.capacity)
+        self.context = longest_context(model, tokenizer)
         """Most tokens of a prompt and its completion together."""
 
-        self._board = _Board(self._store, exact=exact)
+        board = _Board.of(model, cache_bytes, exact=exact)
+        if board is not None:
+            self._board, self._store = board, board.store
+            self.context = min(self.context, self._store.capacity)
+        else:
+            self._max_batch = 1 if exact else max_batch
+            print(
+                f"note: layers of {model.config.model_type} models are not all plain attention to "
+                "the whole text: transformers' own generation runs them, which is slower",
+                file=sys.stderr,
+            )
+        self._library = LibraryGeneration(model) if board is None else None
+        """What answers the calls that cannot be laid out as columns."""
+        self._alike: list[_Call] = []
+        """The calls that it is answering, with prompts of one length."""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="transformers-backend")
         self._lock = Lock()
         self._waiting: deque[_Call] = deque()
@@ -285,21 +287,65 @@ class TransformersBackend:
     def _serve(self) -> None:
         """Step by step, answer all calls that come, until none is left."""
         with torch.inference_mode():
-            while self._seat_waiting():
-                self._step()
+            if self._library is not None:
+                while self._take_alike():
+                    self._generate(self._library)
+            else:
+                while self._seat_waiting():
+                    self._step()
 
     def _report(self, served: Future[None]) -> None:
         """Pass an error of the worker on to all who wait, and be ready for others."""
         error = served.exception()
         if error is not None:
             with self._lock:
-                failed = [*self._board.calls, *self._waiting]
-                self._board.groups.clear()
+                failed = [*self._alike, *self._waiting]
+                if self._library is None:
+                    failed += self._board.calls
+                    self._board.groups.clear()
                 self._waiting.clear()
                 self._serving = False
             for call in failed:
                 if not call.done.done():  # one that was being seated is there twice
                     call.done.set_exception(error)
+
+    def _take_alike(self) -> bool:
+        """Take the first that waits, and those whose prompts are as long as its prompt.
+
+        Returns:
+            Whether there is anything to do.
+        """
+        with self._lock:
+            alike = [c for c in self._waiting if len(c.prompt) == len(self._waiting[0].prompt)]
+            self._alike = alike[: self._max_batch]
+            self._waiting = deque(call for call in self._waiting if call not in self._alike)
+            self._serving = bool(self._alike)
+            return self._serving
+
+    def _generate(self, library: LibraryGeneration) -> None:
+        """Have the calls that were taken answered from beginning to end."""
+        began = time.perf_counter()
+        calls = self._alike
+
+        def ended() -> list[bool]:
+            return [bool(call.written) and self._has_ended(call) for call in calls]
+
+        def write(logits: torch.Tensor) -> list[int]:
+            rows = [row for row, over in enumerate(ended()) if not over]
+            if rows:
+                self._write(logits[rows], [calls[row] for row in rows])
+                self.stats.steps += 1
+            return [call.written[-1] for call in calls]
+
+        prompts = torch.from_numpy(np.stack([call.prompt for call in calls]))
+        library.run(prompts, max(call.limit for call in calls), write, ended)
+        self.stats.calls += len(calls)
+        self.stats.prompt_tokens += prompts.numel()
+        self.stats.computed_tokens += prompts.numel()
+        self.stats.completion_tokens += sum(len(call.written) for call in calls)
+        self.stats.seconds += time.perf_counter() - began
+        for call in calls:
+            call.done.set_result(None)
 
     def _seat_waiting(self) -> bool:
         """Let calls in, first come, first served, while there is room for the next.
@@ -343,11 +389,7 @@ class TransformersBackend:
         calls = self._board.calls
         readers = [(call, len(call.columns)) for call in calls if not call.written]
         logits = self._model(**self._board.lay_out(), use_cache=True).logits[0, : len(calls)]
-        for call, (token, logprob) in zip(calls, _draw(logits.float(), calls), strict=True):
-            call.written.append(token)
-            call.logprob += logprob
-            if call.matcher is not None:
-                call.matcher.accept_token(token)
+        self._write(logits, calls)
         for call, known in readers:
             read = self._board.read(call, call.columns[known : len(call.slots)])
             self._store.cells.write(call.slots[known:], read)
@@ -363,6 +405,14 @@ class TransformersBackend:
         for call in ended:
             self._board.leave(call)
             call.done.set_result(None)
+
+    def _write(self, logits: torch.Tensor, calls: Sequence[_Call]) -> None:
+        """Add a token to each call; its logits are a row."""
+        for call, (token, logprob) in zip(calls, _draw(logits.float(), calls), strict=True):
+            call.written.append(token)
+            call.logprob += logprob
+            if call.matcher is not None:
+                call.matcher.accept_token(token)
 
     def _keep(self, call: _Call, company: Sequence[_Call]) -> None:
         """Put what was decoded into the store, if there is room: the next prompt may begin so."""
@@ -382,10 +432,47 @@ class _Board:
 
     def __init__(self, store: PrefixStore, *, exact: bool) -> None:
         self.groups: list[_Group] = []
-        self._store = store
+        self.store = store
         self._exact = exact
         self._rows, self._columns = (_ROWS, _COLUMNS) if exact else (1, 1)
         self._cache = Cache([_Layer(i, self._rows) for i in range(len(store.cells.layers))])
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, cache_bytes: int, *, exact: bool) -> Self | None:
+        """Return a board for a model, with a store of at most so many bytes.
+
+        Returns:
+            None where a trial shows that the model does not attend to columns as to a text. Then
+            it is as it was.
+        """
+        kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+        if kinds != {DynamicLayer} or not model._supports_attention_backend:
+            return None
+        tokens = np.arange(8) % model.get_input_embeddings().weight.shape[0]
+        text = torch.from_numpy(tokens[None]).to(model.device)
+        own = model.config._attn_implementation
+        with torch.inference_mode():
+            cache = DynamicCache()
+            plain = model(input_ids=text, past_key_values=cache, use_cache=True).logits[0, -2:]
+            if not cache.get_seq_length():
+                return None
+            sample = KeyValues([(k[:, :, :1], v[:, :, :1]) for k, v, _ in cache])
+            board = cls(PrefixStore(sample, max(1, cache_bytes // sample.nbytes)), exact=exact)
+            model.set_attn_implementation(_GROUPED)
+            call = _Call(tokens[:-1], Sampling(), 2)
+            board.seat(call, _none())
+            try:
+                rows = [model(**board.lay_out(), use_cache=True).logits[0, 0]]
+                call.written.append(int(tokens[-1]))
+                rows.append(model(**board.lay_out(), use_cache=True).logits[0, 0])
+                # Rounding is a few hundredths of this in bfloat16.
+                if (torch.stack(rows) - plain).abs().mean() <= 0.1 * plain.float().std():
+                    board.leave(call)
+                    return board
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+                pass  # it looks into the keys and values, or knows nothing of columns
+        model.set_attn_implementation(own)
+        return None
 
     @property
     def calls(self) -> list[_Call]:
@@ -396,7 +483,7 @@ class _Board:
         """Take in a call; ``known`` are the slots of the store that hold its prompt's beginning."""
         group = next((group for group in self.groups if group.suits(call, known)), None)
         if group is None or self._exact:
-            group = _Group(self._store, self._columns)
+            group = _Group(self.store, self._columns)
             self.groups.append(group)
         group.seat(call, known)
 
@@ -433,7 +520,7 @@ class _Board:
             parts.append(_Part(group.cells, rows, self._tensor(columns), width))
         for layer in self._cache.layers:
             layer.parts = parts
-        mask = self._store.cells.layers[0][0].new_zeros(1, 1, *sees.shape)
+        mask = self.store.cells.layers[0][0].new_zeros(1, 1, *sees.shape)
         mask.masked_fill_(~self._tensor(sees), torch.finfo(mask.dtype).min)
         nothing = np.zeros(idle, np.int64)
         lasts = np.pad(ends - 1, (0, _filled(len(ends), self._rows) - len(ends)))
@@ -449,7 +536,7 @@ class _Board:
         return next(group for group in self.groups if call in group.calls)
 
     def _tensor(self, numbers: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(numbers).to(self._store.cells.layers[0][0].device)
+        return torch.from_numpy(numbers).to(self.store.cells.layers[0][0].device)
 
 
 class _Group:
@@ -635,18 +722,6 @@ AttentionMaskInterface.register(_GROUPED, sdpa_mask)
 def _filled(count: int, multiple: int) -> int:
     """Return the least multiple that is no less than a count."""
     return -(-count // multiple) * multiple
-
-
-def _cells_of_a_token(model: PreTrainedModel) -> KeyValues:
-    """Return the keys and values of some token."""
-    cache = DynamicCache()
-    with torch.inference_mode():
-        model(
-            input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-    return KeyValues([(layer.keys, layer.values) for layer in cache.layers])
 
 
 def _draw(logits: torch.Tensor, calls: Sequence[_Call]) -> list[tuple[int, float]]:

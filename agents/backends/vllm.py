@@ -45,9 +45,10 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from agents.adapters import adapter_digest, chat_files, check_adapter
 from agents.backends.chat_tokens import ChatTokens
 from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
-from agents.models import adapter_digest, base_folder, load_tokenizer, pick_dtype, resolve
+from agents.models import base_folder, load_tokenizer, pick_dtype, resolve
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class VLLMBackend:
         self._numbers = count()
         self._answers: set[Future[RequestOutput]] = set()
         self._adapter: LoRARequest | None = None
+        self._chat: list[tuple[str, bytes]] = []
         self._engine: Any = None  # an AsyncLLM, once it has started
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._run_loop, name="vllm-backend", daemon=True)
@@ -155,8 +157,11 @@ class VLLMBackend:
         if exact:
             os.environ["VLLM_BATCH_INVARIANT"] = "1"
         source = resolve(name)
+        folder = base_folder(source)
+        if source.adapter is not None:
+            _check(folder, source.adapter)
         options = {
-            "model": base_folder(source),
+            "model": folder,
             "dtype": str(pick_dtype(dtype, torch.device(kind))).removeprefix("torch."),
             "max_model_len": -1,  # the model's context, or what there is memory for
             "enable_prefix_caching": True,
@@ -176,10 +181,17 @@ class VLLMBackend:
             folder: A LoRA adapter, of no higher rank than the one that the backend began with.
 
         Raises:
-            UsageError: The adapter does not fit, or the backend began without any.
+            UsageError: The adapter does not fit, is talked to in another way than the one before,
+                or the backend began without any.
         """
         if self._engine.vllm_config.lora_config is None:
             raise UsageError("the model was loaded without an adapter: load it with one")
+        _check(self._engine.model_config.model, folder)
+        chat = [(file.name, file.read_bytes()) for file in chat_files(folder)]
+        if self._adapter is not None and chat != self._chat:
+            raise UsageError(
+                f"{folder} comes with another tokenizer or chat template: load it anew"
+            )
         request = _lora_request(folder)
         try:
             self._wait_for(self._engine.add_lora(request))
@@ -187,7 +199,7 @@ class VLLMBackend:
             if type(error) is not Exception:  # which is what vLLM raises when it fails there
                 raise
             raise UsageError(f"vLLM cannot use the adapter {folder}: {_line(error)}") from error
-        self._adapter = request
+        self._adapter, self._chat = request, chat
 
     def complete(
         self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec] = ()
@@ -332,6 +344,16 @@ def _params(sampling: Sampling, room: int) -> SamplingParams:
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+
+
+def _check(base: str, adapter: str) -> None:
+    """Refuse an adapter that does not fit its base, or that vLLM could not use whole.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if check_adapter(base, adapter):
+        raise UsageError(f"{adapter} brings embeddings of its own, which vLLM does not take")
 
 
 def _rank(adapter: str) -> int:

@@ -1,0 +1,205 @@
+"""PEFT adapters: whether one fits its base, and what lies beside its weights."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolwoz_gym.types import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CONFIG = "adapter_config.json"
+
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+_TEMPLATE = "chat_template.jinja"
+
+_TOKENIZER = "tokenizer_config.json"
+"""Where it is, PEFT too takes an adapter to have a tokenizer of its own."""
+
+_PIECES = ("*token*.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "chat_template*")
+
+
+_LAYER = re.compile(r"\.(\d+)\.")
+"""A layer's number in a module's name: the first there is, experts have others behind it."""
+
+
+def chat_files(adapter: str) -> list[Path]:
+    """Return the files in an adapter's folder that decide how chats become tokens.
+
+    Returns:
+        A tokenizer, or a chat template for the base's tokenizer, or nothing.
+
+    Raises:
+        UsageError: There are pieces of a tokenizer, which cannot be used.
+    """
+    files = sorted({file for piece in _PIECES for file in Path(adapter).glob(piece)})
+    names = [file.name for file in files]
+    if _TOKENIZER not in names and names not in ([], [_TEMPLATE]):
+        raise UsageError(
+            f"{adapter} has {', '.join(names)} but no {_TOKENIZER}: complete the adapter's "
+            "tokenizer, or take these files away if the base's is meant"
+        )
+    return files
+
+
+def adapter_digest(adapter: str) -> str:
+    """Return a digest of what is in an adapter's folder: trained anew, it is another adapter.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = sha256()
+    for file in [*sorted(Path(adapter).glob("adapter_*")), *chat_files(adapter)]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def adapted_tokenizer(tokenizer: PreTrainedTokenizerBase, adapter: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model with an adapter.
+
+    Args:
+        tokenizer: The base's.
+        adapter: The adapter's folder: a tokenizer or a chat template there is put first.
+
+    Raises:
+        UsageError: The adapter's tokenizer cannot be loaded.
+    """
+    files = {file.name: file for file in chat_files(adapter)}
+    if _TOKENIZER in files:
+        own = _own_tokenizer(adapter)
+        own.chat_template = own.chat_template or tokenizer.chat_template
+        return own
+    if files:
+        tokenizer.chat_template = files[_TEMPLATE].read_text("utf-8")
+    return tokenizer
+
+
+def add_tokens(model: PreTrainedModel, adapter: str) -> int:
+    """Make room in a base for the tokens that an adapter's own tokenizer adds, as PEFT does.
+
+    Returns:
+        How many there are. Their embeddings come with the adapter's weights.
+
+    Raises:
+        UsageError: The adapter's tokenizer cannot be loaded.
+    """
+    if not any(file.name == _TOKENIZER for file in chat_files(adapter)):
+        return 0
+    tokens = len(_own_tokenizer(adapter))
+    added = max(0, tokens - int(model.get_input_embeddings().weight.shape[0]))
+    if added:
+        model.resize_token_embeddings(tokens, mean_resizing=False)
+    return added
+
+
+def check_adapter(base: str, adapter: str) -> bool:
+    """Refuse an adapter that does not fit its base.
+
+    PEFT takes what fits and leaves out the rest, and then plays another model than was trained.
+    Here the adapter is put on a model without weights: of the base, only its configuration is read.
+
+    Args:
+        base: What ``from_pretrained`` takes for the base.
+        adapter: The adapter's folder.
+
+    Returns:
+        Whether the adapter brings embeddings of its own.
+
+    Raises:
+        UsageError: It does not fit.
+    """
+    import torch
+    from peft import PeftConfig, PeftModel, load_peft_weights
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not any((Path(adapter) / name).is_file() for name in _WEIGHTS):
+        raise UsageError(f"{adapter} has no weights: there is no {_WEIGHTS[0]}")
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no model can be loaded from {base}: {_line(error)}") from error
+    places = {module: name for name, module in model.named_modules()}
+    embedding = places[model.get_input_embeddings()]
+    added = add_tokens(model, adapter)
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+        if config.is_prompt_learning:
+            raise UsageError(f"{adapter} holds a learned prompt, not weights: take a LoRA adapter")
+        keys = load_peft_weights(adapter, "cpu").keys()
+        with warnings.catch_warnings(action="ignore"):
+            fitted = PeftModel(model, config, low_cpu_mem_usage=True)
+            result = fitted.load_adapter(
+                adapter,
+                "default",
+                torch_device="cpu",
+                low_cpu_mem_usage=True,
+                key_mapping=getattr(model, "_checkpoint_conversion_mapping", {}),
+            )
+    except (
+        *(OSError, KeyError, RuntimeError, TypeError, ValueError),
+        *(SafetensorError, pickle.PickleError, EOFError),
+    ) as error:
+        raise UsageError(f"the adapter {adapter} does not fit {base}: {_line(error)}") from error
+    for names, what in (
+        (result.unexpected_keys, "of its weights have no place there"),
+        (result.missing_keys, "weights are missing"),
+    ):
+        if names:
+            raise UsageError(
+                f"the adapter {adapter} does not fit {base}: {len(names)} {what}, the first is "
+                f"{names[0]}; take the base that it was trained on"
+            )
+    changed = fitted.base_model.targeted_module_names
+    kinds = {_LAYER.sub(".#.", name, count=1) for name in changed}
+    alike = (name for name in places.values() if _LAYER.sub(".#.", name, count=1) in kinds)
+    layers, there = _layers(changed), _layers(alike)
+    listed = not isinstance(getattr(config, "target_modules", None), str)
+    listed = listed and getattr(config, "layers_to_transform", None) is None
+    if listed and len(layers) < len(there) and layers == there[: len(layers)]:
+        raise UsageError(
+            f"the adapter {adapter} does not fit {base}: it is for the first {len(layers)} of "
+            f"{len(there)} layers, as that of a shallower model; if that is meant, list them in "
+            f"{CONFIG} as layers_to_transform"
+        )
+    own = (f"{embedding}.weight", f"{embedding}.base_layer.weight", "trainable_tokens_delta")
+    brings = any(key.endswith(own) for key in keys)
+    if added and not brings:
+        raise UsageError(
+            f"the tokenizer in {adapter} has {added} tokens more than {base}, and the adapter "
+            "brings no embeddings for them: save it with its embeddings"
+        )
+    return brings
+
+
+def _layers(names: Iterable[str]) -> list[int]:
+    """Return the numbers of the layers that these modules are in, in their order."""
+    return sorted({int(found[1]) for found in map(_LAYER.search, names) if found})
+
+
+def _own_tokenizer(adapter: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer in an adapter's folder.
+
+    Raises:
+        UsageError: It cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(adapter)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no tokenizer can be loaded from {adapter}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """Return the beginning of what an error says, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
