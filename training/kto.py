@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agents.models import BUNDLED, adapter_digest, resolve
+from agents.adapters import adapter_digest
+from agents.models import BUNDLED, resolve
 from agents.options import SCRIPTS, SERVERS
 from toolwoz_gym.progress import phase
 from toolwoz_gym.records import file_digest, read_config
