@@ -7,15 +7,18 @@ file. GGUF files are slow to open, so each is converted once into the folder of 
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from pickle import PickleError
 from struct import error as StructError
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from agents.chat_template import fit, rendered
 from toolwoz_gym.data import data_folder
 from toolwoz_gym.types import UsageError
 
@@ -100,17 +103,16 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model.
 
     Raises:
-        UsageError: There is none, or it has no chat template.
+        UsageError: There is none, or it has no chat template that shows a dialogue.
     """
     from transformers import AutoTokenizer
 
     folder = base_folder(source)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no tokenizer can be loaded from {folder}: {_line(error)}") from error
-    if tokenizer.chat_template is None:
+    with loading(f"no tokenizer can be loaded from {folder}"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not tokenizer.chat_template:
         raise UsageError(f"{folder} has no chat template: take a model that is made for chat")
+    fit(tokenizer)
     return tokenizer
 
 
@@ -118,23 +120,83 @@ def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
     """Load a model for inference, its adapter merged into the weights.
 
     Raises:
-        UsageError: There is no such model, or the adapter does not fit it.
+        UsageError: There is no such model, its weights are damaged, or the adapter does not fit it.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     folder = base_folder(source)
     # A merge in bfloat16 would round most of a small adapter away.
-    loading = dtype if source.adapter is None else torch.float32
-    try:
+    kind = dtype if source.adapter is None else torch.float32
+    with loading(f"no model can be loaded from {folder}"):
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=loading, attn_implementation="sdpa"
+            folder, dtype=kind, attn_implementation="sdpa", trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no model can be loaded from {folder}: {_line(error)}") from error
     if source.adapter is not None:
         model = _merged(model, source.adapter)
-    return model.to(device=device, dtype=dtype).eval()
+    with loading(f"the model from {folder} cannot be run"), torch.inference_mode():
+        model = model.to(device=device, dtype=dtype).eval()
+        some = torch.arange(8, device=device) % model.get_input_embeddings().weight.shape[0]
+        logits = model(input_ids=some[None]).logits
+    if not logits.isfinite().all() or bool((logits == logits[0, 0, 0]).all()):
+        raise UsageError(
+            f"the weights of {source.adapter or folder} are damaged, or too large for {dtype}: the "
+            "model cannot tell one word from another"
+        )
+    return model
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuse a tokenizer with tokens that a model does not know.
+
+    Tokens that were added to a tokenizer may lack in the model, unless its chat template has them:
+    Gemma 3 without images does not know the mark of one.
+
+    Args:
+        tokenizer: The tokenizer, with a chat template.
+        rows: Tokens that the model knows: the rows of its embedding.
+
+    Raises:
+        UsageError: There are such tokens.
+    """
+    chat = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    used = rendered(tokenizer, chat, tokenize=True, return_dict=False)
+    highest = max(tokenizer.vocab_size - 1, *used)
+    if highest >= rows:
+        raise UsageError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has a token {highest}, but the model "
+            f"knows {rows} tokens only: it is the tokenizer of another model"
+        )
+
+
+@contextmanager
+def loading(failure: str) -> Iterator[None]:
+    """Say in one line why files are not those of a model that can be used.
+
+    Args:
+        failure: What then cannot be done.
+
+    Raises:
+        UsageError: The libraries cannot make anything of the files.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
+
+    damaged = (SafetensorError, PickleError, StructError, EOFError, OSError, ValueError)
+    unknown = (ImportError, LookupError, AttributeError, TypeError, StrictDataclassError)
+    failed = (RuntimeError, ArithmeticError, AssertionError, MemoryError)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what it has to say of it is said below
+    try:
+        yield
+    except Exception as error:
+        # A tokenizer's file that is no tokenizer's raises an Exception and nothing else.
+        if type(error) is not Exception and not isinstance(error, (*damaged, *unknown, *failed)):
+            raise
+        raise UsageError(f"{failure}: {_reason(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def pick_device(name: str) -> torch.device:
@@ -250,16 +312,17 @@ def _converted(gguf: Path) -> Path:
     # same time, the second finds the name taken and uses what is there.
     with TemporaryDirectory(dir=models, ignore_cleanup_errors=True) as temporary:
         half = Path(temporary) / "model"
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        with loading(f"{gguf} cannot be read as a model"):
+            tokenizer = AutoTokenizer.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+            )
             model = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
+                trust_remote_code=False,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
             )
-        except (OSError, ValueError, StructError) as error:
-            raise UsageError(f"{gguf} cannot be read as a model: {_line(error)}") from error
         model.save_pretrained(half)
         tokenizer.save_pretrained(half)
         try:
@@ -273,10 +336,29 @@ def _converted(gguf: Path) -> Path:
 def _merged(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     from peft import PeftModel
 
-    try:
+    with loading(f"the adapter {adapter} does not fit its base"):
         return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"the adapter {adapter} does not fit its base: {_line(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error of a library says, in one line, for those who cannot mend the code."""
+    said = " ".join(str(error).split())
+    if "trust_remote_code" in said:
+        return (
+            "it comes with code of its own, which is never run here: take a model that "
+            "transformers knows by itself"
+        )
+    if "ignore_mismatched_sizes" in said:
+        return "its weights have other shapes than its config.json says"
+    if isinstance(error, PickleError):
+        return "its weights are damaged, or are code: fetch them anew"
+    said = said if len(said) <= 300 else f"{said[:300]}…"
+    if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
+        return (
+            "its files are damaged, or made for another version of transformers "
+            f"({type(error).__name__}: {said})"
+        )
+    return said
 
 
 def _line(error: Exception) -> str:

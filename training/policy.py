@@ -10,8 +10,16 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from agents.models import ModelSource, load_model, load_tokenizer, pick_device, pick_dtype, resolve
-from toolwoz_gym.types import UsageError
+from agents.models import (
+    ModelSource,
+    check_vocabulary,
+    load_model,
+    load_tokenizer,
+    loading,
+    pick_device,
+    pick_dtype,
+    resolve,
+)
 from training.options import TrainOptions
 
 ADAPTER = "default"
@@ -38,19 +46,17 @@ def load_policy(options: TrainOptions) -> Policy:
     dear, and in float32 on the CPU. The adapter's are float32.
 
     Raises:
-        UsageError: There is no such model, or its adapter does not fit it.
+        UsageError: There is no such model, it cannot be trained, or its adapter does not fit it.
     """
     source = resolve(options.model)
     cuda = torch.cuda.is_available()
     dtype = compute_dtype(options) if cuda else torch.float32
     tokenizer = load_tokenizer(source)
     model: Any = load_model(ModelSource(source.base), device=device(), dtype=dtype)
+    check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0])
     if source.adapter is not None:
-        try:
+        with loading(f"{source.adapter} does not fit {source.base}"):
             model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UsageError(f"{source.adapter} does not fit {source.base}: {reason}") from None
         return Policy(model, tokenizer, None, source.base)
     lora = LoraConfig(
         r=options.lora_r,

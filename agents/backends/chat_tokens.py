@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from agents.base import ChatMessage
+from agents.chat_template import message_ends, rendered
 from agents.tool_formats import encodable, native_chat, read_native, tool_schema
-from toolwoz_gym.types import ToolSpec, UsageError
+from toolwoz_gym.types import ToolSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,9 +19,15 @@ class ChatTokens:
     """A model's tokenizer and its chat template. Safe to use from many threads."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Take a tokenizer with a chat template."""
+        """Take a tokenizer with a chat template.
+
+        Raises:
+            UsageError: The template does not come to an end.
+        """
         self._tokenizer = tokenizer
         self._lock = Lock()  # tokenizers are not made for several threads at once
+        self.ends = message_ends(tokenizer)
+        """What ends the model's messages, by its chat template."""
 
     def encode(self, prompt: Sequence[ChatMessage], tools: Sequence[ToolSpec] = ()) -> list[int]:
         """Return the tokens of a chat, up to where the model's next message begins.
@@ -35,27 +40,19 @@ class ChatTokens:
         Raises:
             UsageError: The chat template refuses the chat.
         """
-        how: dict[str, Any] = {"add_generation_prompt": True, "return_dict": False}
         said = [{**message, "content": encodable(message["content"])} for message in prompt]
-        chat: Sequence[dict[str, Any]] = said
-        if tools:
-            chat = native_chat(said)
-            how["tools"] = [tool_schema(tool) for tool in tools]
-        try:
-            with self._lock:
-                return list(self._tokenizer.apply_chat_template(list(chat), **how))
-        except (TemplateError, TypeError) as error:  # templates add what they are given to a text
-            why = " ".join(str(error).split())
-            raise UsageError(
-                f"the chat template of {self._tokenizer.name_or_path!r} refuses the chat ({why}): "
-                f"take {'--tool-format text' if tools else 'another model'}"
-            ) from error
+        chat: Sequence[dict[str, Any]] = native_chat(said) if tools else said
+        schemas = [tool_schema(tool) for tool in tools] or None
+        how = {"add_generation_prompt": True, "return_dict": False, "tokenize": True}
+        with self._lock:
+            return list(rendered(self._tokenizer, chat, schemas, **how))
 
     def decode(self, tokens: Sequence[int], *, native: bool) -> str:
         """Return what a model wrote.
 
         Args:
-            tokens: All that it wrote, but for the token that ended it.
+            tokens: All that it wrote, but for the token that ended it. A text that ended it is left
+                out.
             native: It was to call tools in its own format: the text is given as an action.
         """
         with self._lock:
@@ -63,4 +60,20 @@ class ChatTokens:
             text: str = self._tokenizer.decode(
                 list(tokens), skip_special_tokens=not native, clean_up_tokenization_spaces=False
             )
+        if self.ends.text:
+            text = text.partition(self.ends.text)[0]
         return read_native(text) if native else text
+
+    def ended_by_text(self, tokens: Sequence[int]) -> bool:
+        """Return whether what a model wrote has the text that ends its messages, if one does.
+
+        Args:
+            tokens: All that it wrote.
+        """
+        if not self.ends.text:
+            return False
+        with self._lock:  # a token has at least one byte, and a character four at most
+            last = self._tokenizer.decode(
+                list(tokens[-4 * len(self.ends.text) :]), clean_up_tokenization_spaces=False
+            )
+        return self.ends.text in last
