@@ -18,6 +18,7 @@ from training.dataset import Row
 
 TOO_LONG = "longer than max_length"
 MERGED = "tokens merge between prompt and completion"
+CHANGED = "the chat template changes the words to learn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Encoded:
         return labels
 
 
-def encode(tokenizer: Any, row: Row, ends: Ends) -> Encoded | None:
+def encode(tokenizer: Any, row: Row, ends: Ends) -> Encoded | str:
     """Turn a row into tokens.
 
     Args:
@@ -48,7 +49,8 @@ def encode(tokenizer: Any, row: Row, ends: Ends) -> Encoded | None:
         ends: What ends a message when the policy is asked.
 
     Returns:
-        None when tokens merge across the boundary between a prompt and what follows it.
+        Or why it cannot be learned: tokens merge across the boundary between a prompt and what
+        follows it, or the template changes a message, as those do that leave thoughts out.
 
     Raises:
         UsageError: The chat template refuses the row, renders a prompt alone differently than
@@ -72,9 +74,12 @@ def encode(tokenizer: Any, row: Row, ends: Ends) -> Encoded | None:
                 )
             part = _ids(tokenizer, text)
             if ids[: len(part)] != part:
-                return None
+                return MERGED
             places.append(len(part))
-        if not ends.within(ids[places[0] : places[1]], texts[1][len(texts[0]) :]):
+        learned = texts[1][len(texts[0]) :]
+        if row.messages[i]["content"].strip() not in learned:
+            return CHANGED
+        if not ends.within(ids[places[0] : places[1]], learned):
             raise UsageError(
                 f"the chat template of {tokenizer.name_or_path!r} puts nothing after an "
                 "assistant's message that ends it, so the model would not learn to stop: take "
@@ -113,8 +118,8 @@ def encode_all(
     kept, dropped = [], Counter[str]()
     for row in rows:
         encoded = encode(tokenizer, row, ends)
-        if encoded is None:
-            dropped[MERGED] += 1
+        if isinstance(encoded, str):
+            dropped[encoded] += 1
         elif len(encoded.ids) > max_length:
             dropped[TOO_LONG] += 1
         else:

@@ -53,7 +53,11 @@ def load_policy(options: TrainOptions) -> Policy:
     dtype = compute_dtype(options) if cuda else torch.float32
     tokenizer = load_tokenizer(source)
     model: Any = load_model(ModelSource(source.base), device=device(), dtype=dtype)
-    check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0])
+    known = model.get_input_embeddings().weight.shape[0]
+    check_vocabulary(tokenizer, known)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= known:
+        # Rows are filled up with it where nothing is read or learned: any token will do.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     if source.adapter is not None:
         with loading(f"{source.adapter} does not fit {source.base}"):
             model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
