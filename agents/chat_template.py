@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 _MESSAGES = 41
 """Length of the probing chat: some templates show the last few messages only."""
 
-_LENGTH = 4000
-"""Characters of its messages: some templates cut long ones off."""
+_LONG = "and so on " * 400
+"""Is in the first message of each role: some templates cut long ones off."""
 
 _NAMES = {
     "system": "the system prompt",
@@ -150,8 +150,8 @@ def unseen(
             probe.append({**message, "tool_calls": calls})
             name = "tool calls"
         else:
-            text = f"{begin} {'and so on ' * (_LENGTH // 10)}{end}"
-            probe.append({**message, "content": text})
+            first = all(other["role"] != message["role"] for other in chat[:place])
+            probe.append({**message, "content": f"{begin} {_LONG if first else ''}{end}"})
         marks += [(name, begin), (name, end)]
     shown = None
     if tools:

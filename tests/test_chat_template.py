@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from test_agents import HERMES, NATIVE, PLAIN
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from agents import chat_template
@@ -20,7 +22,6 @@ from agents.backends.transformers import TransformersBackend
 from agents.base import BackendError, ChatMessage, RunStopped, Sampling
 from agents.chat_template import fit, message_ends, unseen
 from agents.options import AgentOptions
-from test_agents import HERMES, NATIVE, PLAIN
 from toolwoz_gym.records import write_jsonl
 from toolwoz_gym.toolwoz.builtin import CityOptions, load_builtin
 from toolwoz_gym.toolwoz.tools import TOOLS
@@ -128,11 +129,10 @@ def test_where_a_message_ends(template: str, tokens: list[str], text: str) -> No
     ends = message_ends(tokenizer)
     assert {*tokenizer.convert_ids_to_tokens(sorted(ends.tokens))} == {*tokens, "<|eos|>"}
     assert ends.text == text
-    eos = tokenizer.eos_token_id
-    assert message_ends(words(template, None)).tokens == (
-        ends.tokens if not tokens and "eos_token" in template and eos is None
-        else ends.tokens - {eos}
-    )  # fmt: skip
+    if "eos_token" not in template:
+        assert message_ends(words(template, None)) == replace(
+            ends, tokens=ends.tokens - {tokenizer.eos_token_id}
+        )
 
 
 def test_a_call_can_end_with_a_token_of_its_own() -> None:
@@ -187,9 +187,11 @@ def test_a_model_whose_messages_nothing_ends_is_refused() -> None:
     with pytest.raises(UsageError, match="^nothing ends the messages of 'some/model'"):
         TransformersBackend(model(len(bare)), bare)
     endless = words(WORDS, eos=None)
-    with TransformersBackend(model(len(endless)), endless) as backend:
-        with pytest.raises(UsageError, match="--constrain wants a model with an end token"):
-            backend.complete(CHAT, Sampling(grammar='root ::= "a"'))
+    with (
+        TransformersBackend(model(len(endless)), endless) as backend,
+        pytest.raises(UsageError, match="--constrain wants a model with an end token"),
+    ):
+        backend.complete(CHAT, Sampling(grammar='root ::= "a"'))
 
 
 def test_what_is_no_number_ends_the_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +223,6 @@ def test_a_template_that_shows_all_stays_as_it_is(
     assert not caplog.records
 
 
-NO_SYSTEM = TURNS.replace("<|{{", "{% if m.role == 'system' %}{{ raise_exception('no') }}", 1)
 DROPS_SYSTEM = TURNS.replace("messages", "messages | rejectattr('role', 'equalto', 'system')")
 IN_PARTS = TURNS.replace("{{ m.content }}", "{% for p in m.content %}{{ p.text }}{% endfor %}")
 
@@ -238,7 +239,8 @@ IN_PARTS = TURNS.replace("{{ m.content }}", "{% for p in m.content %}{{ p.text }
         (IN_PARTS, "texts are given as lists of parts"),
         (
             IN_PARTS.replace("messages", "messages | rejectattr('role', 'equalto', 'system')"),
-            "and texts are given as lists of parts",
+            "the system prompt is put before the user's first message, and texts are given as "
+            "lists of parts",
         ),
     ],
 )
@@ -293,8 +295,8 @@ def test_a_template_that_leaves_messages_out_is_refused(template: Any, missing: 
     ("template", "why"),
     [
         ("{{ 1 // 0 }}", "zero"),
-        ("{{ messages[0].content.a.b }}", "no attribute 'b'"),
-        ("{{ messages[0]['content'][10 ** 9] + 1 }}", "Undefined|undefined|index"),
+        ("{{ messages[0].content.a.b }}", "no attribute 'a'"),
+        ("{{ messages[0]['content'][10 ** 9] + 1 }}", "no element 1000000000"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
         ("{% for %}", "Expected"),
@@ -336,13 +338,21 @@ def test_native_formats_must_show_the_policy_too(tmp_path: Path) -> None:
 
 # Training.
 
+NOT_LAST = TURNS.replace(
+    "<|end|>", "{% if m.role != 'assistant' or not loop.last %}<|end|>{% endif %}"
+)
+
 
 def answered(text: str, **more: Any) -> Row:
     return Row([*CHAT, {"role": "assistant", "content": text, **more}], 4)
 
 
 def calling() -> Row:
-    call = {"type": "function", "function": {"name": "search_hotel", "arguments": {"stars": 4}}}
+    call = {
+        "id": "call00004",
+        "type": "function",
+        "function": {"name": "search_hotel", "arguments": {"stars": 4}},
+    }
     tools = [chat_template.tool_schema(tool) for tool in TOOLS]
     row = answered("", tool_calls=[call])
     return Row(row.messages, row.start, tools=tools)
@@ -358,8 +368,7 @@ def calling() -> Row:
         (TURNS.replace("<|end|>", "{{ raise_exception('no\nway') }}"), answered("a"), r"\(no way"),
         (TURNS.replace("<|end|>", ""), answered("Here."), "would not learn to stop"),
         (TURNS.replace("<|end|>", "\n"), answered("Here."), "would not learn to stop"),
-        (TURNS.replace("<|end|>", "{% if not loop.last %}<|end|>{% endif %}"), answered("a"),
-         "would not learn to stop"),
+        (NOT_LAST, answered("a"), "would not learn to stop"),
         (WORDS, answered("Here."), "would not learn to stop"),
     ],
 )  # fmt: skip
