@@ -34,6 +34,8 @@ _MESSAGES = 41
 _LONG = "and so on " * 400
 """Is in the first message of each role: some templates cut long ones off."""
 
+_TOOL = tool_schema(ToolSpec("probetool", "Probe.", {}))
+
 _NAMES = {
     "system": "the system prompt",
     "user": "what the user says",
@@ -97,8 +99,8 @@ def rendered(
         ) from error
 
 
-def in_time(tokenizer: PreTrainedTokenizerBase, render: Callable[..., T], *chat: Any) -> T:
-    """Render a chat of probing words; templates can loop for ever.
+def in_time(tokenizer: PreTrainedTokenizerBase, render: Callable[[], T]) -> T:
+    """Render a chat of probing words with a tokenizer's template, which can loop for ever.
 
     Raises:
         UsageError: It takes too long. The thread that renders goes on, until the process ends.
@@ -107,7 +109,7 @@ def in_time(tokenizer: PreTrainedTokenizerBase, render: Callable[..., T], *chat:
 
     def run() -> None:
         try:
-            result.set_result(render(*chat))
+            result.set_result(render())
         except BaseException as error:  # whatever it is, the caller gets it
             result.set_exception(error)
 
@@ -155,7 +157,7 @@ def unseen(
         marks += [(name, begin), (name, end)]
     shown = None
     if tools:
-        shown = [tool_schema(ToolSpec("probetool", "Probe.", {}))]
+        shown = [_TOOL]
         marks.append(("the tools", "probetool"))
     text = in_time(
         tokenizer, lambda: rendered(tokenizer, probe, shown, add_generation_prompt=True)
@@ -241,9 +243,9 @@ def message_ends(tokenizer: PreTrainedTokenizerBase) -> Ends:
     }  # fmt: skip
 
     def behind(word: str, *chat: dict[str, Any], tools: bool = False) -> str:
-        schemas = [tool_schema(ToolSpec("probetool", "Probe.", {}))] if tools else None
+        shown = [_TOOL] if tools else None
         try:
-            text = in_time(tokenizer, lambda: rendered(tokenizer, [user, *chat], schemas))
+            text = in_time(tokenizer, lambda: rendered(tokenizer, [user, *chat], shown))
         except _Endless:
             raise
         except UsageError:

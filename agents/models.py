@@ -137,11 +137,13 @@ def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
     with loading(f"the model from {folder} cannot be run"), torch.inference_mode():
         model = model.to(device=device, dtype=dtype).eval()
         some = torch.arange(8, device=device) % model.get_input_embeddings().weight.shape[0]
-        logits = model(input_ids=some[None]).logits
-    if not logits.isfinite().all() or bool((logits == logits[0, 0, 0]).all()):
+        output = model(input_ids=some[None], output_hidden_states=True)
+    last = (output.hidden_states or [output.logits])[-1]
+    if not output.logits.isfinite().all() or not last.any():
+        large = ", or too large for float16" if dtype == torch.float16 else ""
         raise UsageError(
-            f"the weights of {source.adapter or folder} are damaged, or too large for {dtype}: the "
-            "model cannot tell one word from another"
+            f"the weights of {source.adapter or folder} are damaged{large}: the model cannot tell "
+            "one word from another"
         )
     return model
 
