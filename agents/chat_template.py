@@ -159,8 +159,9 @@ def unseen(
     if tools:
         shown = [_TOOL]
         marks.append(("the tools", "probetool"))
+    asked = chat[-1]["role"] != "assistant"
     text = in_time(
-        tokenizer, lambda: rendered(tokenizer, probe, shown, add_generation_prompt=True)
+        tokenizer, lambda: rendered(tokenizer, probe, shown, add_generation_prompt=asked)
     ).lower()
     if "'type': 'text'" in text:  # a list as Python writes it: this template wants no lists
         return ["texts in parts"]
