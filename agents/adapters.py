@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agents.loading import loading
 from toolwoz_gym.types import UsageError
 
 if TYPE_CHECKING:
@@ -118,46 +118,38 @@ def check_adapter(base: str, adapter: str) -> bool:
     """
     import torch
     from peft import PeftConfig, PeftModel, load_peft_weights
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if not any((Path(adapter) / name).is_file() for name in _WEIGHTS):
         raise UsageError(f"{adapter} has no weights: there is no {_WEIGHTS[0]}")
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no model can be loaded from {base}: {_line(error)}") from error
+    with loading(f"no model can be loaded from {base}"), torch.device("meta"):
+        known = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(known, trust_remote_code=False)
     places = {module: name for name, module in model.named_modules()}
     embedding = places[model.get_input_embeddings()]
     added = add_tokens(model, adapter)
-    try:
+    misfit = f"the adapter {adapter} does not fit {base}"
+    with loading(misfit), warnings.catch_warnings(action="ignore"):
         config = PeftConfig.from_pretrained(adapter)
         if config.is_prompt_learning:
             raise UsageError(f"{adapter} holds a learned prompt, not weights: take a LoRA adapter")
         keys = load_peft_weights(adapter, "cpu").keys()
-        with warnings.catch_warnings(action="ignore"):
-            fitted = PeftModel(model, config, low_cpu_mem_usage=True)
-            result = fitted.load_adapter(
-                adapter,
-                "default",
-                torch_device="cpu",
-                low_cpu_mem_usage=True,
-                key_mapping=getattr(model, "_checkpoint_conversion_mapping", {}),
-            )
-    except (
-        *(OSError, KeyError, RuntimeError, TypeError, ValueError),
-        *(SafetensorError, pickle.PickleError, EOFError),
-    ) as error:
-        raise UsageError(f"the adapter {adapter} does not fit {base}: {_line(error)}") from error
+        fitted = PeftModel(model, config, low_cpu_mem_usage=True)
+        result = fitted.load_adapter(
+            adapter,
+            "default",
+            torch_device="cpu",
+            low_cpu_mem_usage=True,
+            key_mapping=getattr(model, "_checkpoint_conversion_mapping", {}),
+        )
     for names, what in (
         (result.unexpected_keys, "of its weights have no place there"),
         (result.missing_keys, "weights are missing"),
     ):
         if names:
             raise UsageError(
-                f"the adapter {adapter} does not fit {base}: {len(names)} {what}, the first is "
-                f"{names[0]}; take the base that it was trained on"
+                f"{misfit}: {len(names)} {what}, the first is {names[0]}; take the base that it "
+                "was trained on"
             )
     changed = fitted.base_model.targeted_module_names
     kinds = {_LAYER.sub(".#.", name, count=1) for name in changed}
@@ -167,9 +159,8 @@ def check_adapter(base: str, adapter: str) -> bool:
     listed = listed and getattr(config, "layers_to_transform", None) is None
     if listed and len(layers) < len(there) and layers == there[: len(layers)]:
         raise UsageError(
-            f"the adapter {adapter} does not fit {base}: it is for the first {len(layers)} of "
-            f"{len(there)} layers, as that of a shallower model; if that is meant, list them in "
-            f"{CONFIG} as layers_to_transform"
+            f"{misfit}: it is for the first {len(layers)} of {len(there)} layers, as that of a "
+            f"shallower model; if that is meant, list them in {CONFIG} as layers_to_transform"
         )
     own = (f"{embedding}.weight", f"{embedding}.base_layer.weight", "trainable_tokens_delta")
     brings = any(key.endswith(own) for key in keys)
@@ -194,12 +185,5 @@ def _own_tokenizer(adapter: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(adapter)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no tokenizer can be loaded from {adapter}: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    """Return the beginning of what an error says, in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    with loading(f"no tokenizer can be loaded from {adapter}"):
+        return AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from hashlib import file_digest
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from struct import error as StructError
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from agents.adapters import CONFIG, adapted_tokenizer, add_tokens, check_adapter
+from agents.chat_template import fit, rendered
+from agents.loading import loading
 from toolwoz_gym.data import data_folder
 from toolwoz_gym.types import UsageError
 
@@ -117,19 +118,18 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model: the adapter's own, if it has one.
 
     Raises:
-        UsageError: There is none, or it has no chat template.
+        UsageError: There is none, or it has no chat template that shows a dialogue.
     """
     from transformers import AutoTokenizer
 
     folder = base_folder(source)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no tokenizer can be loaded from {folder}: {_line(error)}") from error
+    with loading(f"no tokenizer can be loaded from {folder}"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if source.adapter is not None:
         tokenizer = adapted_tokenizer(tokenizer, source.adapter)
-    if tokenizer.chat_template is None:
+    if not tokenizer.chat_template:
         raise UsageError(f"{folder} has no chat template: take a model that is made for chat")
+    fit(tokenizer)
     return tokenizer
 
 
@@ -137,7 +137,7 @@ def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
     """Load a model for inference, its adapter merged into the weights.
 
     Raises:
-        UsageError: There is no such model, or the adapter does not fit it.
+        UsageError: There is no such model, its weights are damaged, or the adapter does not fit it.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -146,18 +146,50 @@ def load_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype)
     if source.adapter is not None:
         check_adapter(folder, source.adapter)
     # A merge in bfloat16 would round most of a small adapter away.
-    loading = dtype if source.adapter is None else torch.float32
-    try:
+    kind = dtype if source.adapter is None else torch.float32
+    with loading(f"no model can be loaded from {folder}"):
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=loading, output_loading_info=True
+            folder, dtype=kind, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no model can be loaded from {folder}: {_line(error)}") from error
     _check_weights(folder, model, report)
     if source.adapter is not None:
         add_tokens(model, source.adapter)
         model = _merged(model, source.adapter)
-    return model.to(device=device, dtype=dtype).eval()
+    with loading(f"the model from {folder} cannot be run"), torch.inference_mode():
+        model = model.to(device=device, dtype=dtype).eval()
+        some = torch.arange(8, device=device) % model.get_input_embeddings().weight.shape[0]
+        output = model(input_ids=some[None], output_hidden_states=True)
+    last = (output.hidden_states or [output.logits])[-1]
+    if not output.logits.isfinite().all() or not last.any():
+        large = ", or too large for float16" if dtype == torch.float16 else ""
+        raise UsageError(
+            f"the weights of {source.adapter or folder} are damaged{large}: the model cannot tell "
+            "one word from another"
+        )
+    return model
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuse a tokenizer with tokens that a model does not know.
+
+    Tokens that were added to a tokenizer may lack in the model, unless its chat template has them:
+    Gemma 3 without images does not know the mark of one.
+
+    Args:
+        tokenizer: The tokenizer, with a chat template.
+        rows: Tokens that the model knows: the rows of its embedding.
+
+    Raises:
+        UsageError: There are such tokens.
+    """
+    chat = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    used = rendered(tokenizer, chat, tokenize=True, return_dict=False)
+    highest = max(tokenizer.vocab_size - 1, *used)
+    if highest >= rows:
+        raise UsageError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has a token {highest}, but the model "
+            f"knows {rows} tokens only: it is the tokenizer of another model"
+        )
 
 
 def pick_device(name: str) -> torch.device:
@@ -277,17 +309,18 @@ def _converted(gguf: Path) -> Path:
     # same time, the second finds the name taken and uses what is there.
     with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
         half = Path(temporary) / "model"
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        with loading(f"{gguf} cannot be read as a model"):
+            tokenizer = AutoTokenizer.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+            )
             model, report = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
+                trust_remote_code=False,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, StructError) as error:
-            raise UsageError(f"{gguf} cannot be read as a model: {_line(error)}") from error
         _check_weights(str(gguf), model, report)
         model.save_pretrained(half)
         tokenizer.save_pretrained(half)
@@ -330,10 +363,8 @@ def _check_weights(folder: str, model: PreTrainedModel, report: Mapping[str, Any
 def _merged(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     from peft import PeftModel
 
-    try:
+    with loading(f"the adapter {adapter} does not fit its base"):
         return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"the adapter {adapter} does not fit its base: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

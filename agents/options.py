@@ -16,6 +16,7 @@ from agents.backends.canned import ReplayBackend
 from agents.backends.journal import Journal, Notebook, Recorded, Recording
 from agents.backends.spending import OPENAI, Budget, is_openai
 from agents.base import Agent, AgentFactory, Backend
+from agents.chat_template import in_time, unseen
 from agents.customers import (
     FORMS,
     TAU_FORMS,
@@ -80,7 +81,13 @@ def _has_tool_format(model: str, *, silences: bool) -> bool:
     from agents.models import load_tokenizer
 
     tokenizer = load_tokenizer(resolve(model))
-    return is_native(partial(tokenizer.apply_chat_template, tokenize=False), silences=silences)
+    render = partial(tokenizer.apply_chat_template, tokenize=False)
+
+    def template(chat: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        return in_time(tokenizer, lambda: str(render(chat, tools=tools)))
+
+    talk = [{"role": role, "content": ""} for role in ("system", "user", "assistant", "user")]
+    return is_native(template, silences=silences) and not unseen(tokenizer, talk, tools=True)
 
 
 INDIFFERENT = frozenset(

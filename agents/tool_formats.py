@@ -205,6 +205,14 @@ def opening_mark(prompt: str) -> str:
     return found[0] if found else ""
 
 
+def template_errors() -> tuple[type[Exception], ...]:
+    """Return what chat templates fail with: they refuse chats, compute and look things up."""
+    from jinja2 import TemplateError
+
+    looked_up = (LookupError, AttributeError, TypeError, ValueError)
+    return (TemplateError, ArithmeticError, RecursionError, MemoryError, *looked_up)
+
+
 def is_native(template: Callable[..., str], *, silences: bool = False) -> bool:
     """Return whether a chat template shows tools, calls and answers, in a format that we read.
 
@@ -213,7 +221,6 @@ def is_native(template: Callable[..., str], *, silences: bool = False) -> bool:
         silences: Whether it must also show a customer who speaks right after a tool, as one does to
             an agent that has fallen silent. Mistral's refuses that.
     """
-    from jinja2 import TemplateError
 
     def render(*messages: ChatMessage) -> str:
         chat = native_chat([{"role": "user", "content": "Go."}, *messages])
@@ -224,7 +231,7 @@ def is_native(template: Callable[..., str], *, silences: bool = False) -> bool:
     try:
         spoken = render({"role": "assistant", "content": "SPOKEN"})
         called = render(action, answer, *([{"role": "user", "content": "Well?"}] * silences))
-    except (TemplateError, TypeError):  # templates add what we give them to a text
+    except template_errors():
         return False
     end = spoken.partition("SPOKEN")[2].strip()
     call = called[len(commonprefix([spoken, called])) :]

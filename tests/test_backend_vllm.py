@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,65 @@ def test_a_text_is_what_transformers_writes(backend: VLLMBackend) -> None:
             ours, theirs = backend.complete(prompt, sampling), other.complete(prompt, sampling)
             assert (ours.text, ours.finish) == (theirs.text, theirs.finish)
             assert ours.usage == theirs.usage  # the tokens of prompt and text
+
+
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}<assistant>"
+TALK = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}" + (
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "written", "text"),
+    [(TURNS, "<assistant>abc<end>xyz", "abc"), (TALK, " ab\nuser:z", "ab")],
+)
+def test_a_message_ends_where_its_template_ends_it(
+    template: str, written: str, text: str, tmp_path: Path
+) -> None:
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    from agents.backends.vllm import VLLMBackend
+
+    marks = ["<system>", "<user>", "<assistant>", "<end>", "<eos>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE({t: i for i, t in enumerate([*marks, *letters])}, []))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens(marks)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<eos>", chat_template=template
+    )
+    size = 512
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=8,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=False,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():  # each token of what is to be written leads to the next
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(len(tokenizer), size))
+        model.lm_head.weight.zero_()
+        for token, following in pairwise(ids):
+            model.lm_head.weight[following, token] = 9.0
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with VLLMBackend.load(str(tmp_path), dtype="float32") as backend:
+        answer = backend.complete([{"role": "user", "content": "hi"}], Sampling(0.0, 40))
+        assert (answer.text, answer.finish) == (text, "stop")
+        cut = backend.complete([{"role": "user", "content": "hi"}], Sampling(0.0, 2))
+        assert (cut.text, cut.finish) == ("ab", "length")
 
 
 def test_a_seed_decides_the_text_and_company_does_not(backend: VLLMBackend) -> None:

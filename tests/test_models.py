@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import peft
 import pytest
+import safetensors.torch
+import tokenizers
 import torch
 import transformers
+from tokenizers import Tokenizer
 
 from agents import models
 from agents.backends.transformers import TransformersBackend
 from agents.base import Sampling
 from agents.models import ModelSource, base_folder, load_model, load_tokenizer, resolve
 from toolwoz_gym.types import UsageError
+from training.policy import load_policy
+from training.sft import SFTOptions
 
 CPU = torch.device("cpu")
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -235,3 +244,169 @@ def test_the_bundled_model_is_converted_once_without_its_package(
     assert answers[0].text == "The capital of France is Paris."
     assert answers[0].finish == "stop"
     assert answers[0] == answers[1]
+
+
+# Files that are no model's.
+
+
+def bytes_of(text: str) -> Callable[[bytes], bytes]:
+    return lambda old: text.encode()
+
+
+def zeroed(old: bytes) -> bytes:
+    """Return the header of a safetensors file, and zeros: a download that broke off."""
+    start = 8 + int.from_bytes(old[:8], "little")
+    return old[:start] + b"\0" * (len(old) - start)
+
+
+def setting(**values: object) -> Callable[[bytes], bytes]:
+    """Return what changes a file of JSON."""
+    return lambda old: json.dumps(json.loads(old) | values).encode()
+
+
+def tensor(name: str, value: torch.Tensor) -> Callable[[bytes], bytes]:
+    def change(old: bytes) -> bytes:
+        changed = safetensors.torch.load(old) | {name: value}
+        return safetensors.torch.save(changed, metadata={"format": "pt"})
+
+    return change
+
+
+NOT_A_NUMBER = torch.full((32, 32), float("nan"))
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def chatting(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny model and a tokenizer of sixteen tokens."""
+    vocabulary = {token: i for i, token in enumerate("<> abcdefghijklm")}
+    bare = Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    folder = tmp_path_factory.mktemp("chatting")
+    shutil.copytree(tiny, folder, dirs_exist_ok=True)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bare,
+        eos_token=">",
+        chat_template="{% for m in messages %}<{{ m.role }}{{ m.content }}>{% endfor %}",
+    ).save_pretrained(folder)
+    return folder
+
+
+def load_both(folder: Path) -> None:
+    with TransformersBackend.load(str(folder), "cpu", "float32"):
+        pass
+
+
+def test_an_undamaged_model_is_loaded(chatting: Path) -> None:
+    load_both(chatting)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "words"),
+    [
+        (WEIGHTS, bytes_of("version https://git-lfs\noid sha256:00\nsize 5\n"), "header too large"),
+        (WEIGHTS, lambda old: old[: len(old) // 2], "damaged"),
+        (WEIGHTS, lambda old: b"", "header too small"),
+        (WEIGHTS, lambda old: b"\0" * len(old), "damaged"),
+        (WEIGHTS, zeroed, "cannot tell one word from another"),
+        (WEIGHTS, tensor(UP, NOT_A_NUMBER), "cannot tell one word from another"),
+        (WEIGHTS, tensor(UP, NOT_A_NUMBER[:3]), "other shapes than its config.json says"),
+        (WEIGHTS, None, "no file named model.safetensors"),
+        ("pytorch_model.bin", bytes_of("<html>"), "damaged, or are code"),
+        ("pytorch_model.bin", lambda old: pickle.dumps({"a": print}, 2), "damaged, or are code"),
+        ("pytorch_model.bin", lambda old: b"", "EOFError"),
+        ("model.safetensors.index.json", bytes_of("<html>"), "Expecting value"),
+        ("model.safetensors.index.json", bytes_of("[]"), "TypeError"),
+        (CONFIG, bytes_of("<html>"), "not a valid JSON file"),
+        (CONFIG, bytes_of("[]"), "TypeError"),
+        (CONFIG, setting(model_type="no-such-type"), "no-such-type"),
+        (CONFIG, setting(model_type="t5"), "T5Config"),
+        (CONFIG, setting(rope_scaling={"rope_type": "odd", "factor": 2.0}), "KeyError: 'odd'"),
+        (CONFIG, setting(hidden_act="odd"), "KeyError: 'odd'"),
+        (CONFIG, setting(dtype="float99"), "float99"),
+        (CONFIG, setting(num_attention_heads=0), "ZeroDivisionError"),
+        (CONFIG, setting(num_attention_heads=3), "not a multiple"),
+        (CONFIG, setting(vocab_size="a"), "expected int"),
+        (CONFIG, setting(quantization_config={"quant_method": "gptq", "bits": 4}), "pip install"),
+        (CONFIG, setting(quantization_config={"bits": 4}), "quant_method"),
+        ("tokenizer.json", bytes_of("{"), "no tokenizer can be loaded"),
+        ("tokenizer.json", bytes_of("{}"), "added_tokens"),
+        ("tokenizer.json", setting(model={"type": "odd"}), "no tokenizer can be loaded"),
+        ("tokenizer.json", None, "no tokenizer can be loaded"),
+        ("tokenizer_config.json", bytes_of("[]"), "AttributeError"),
+        ("chat_template.jinja", lambda old: b"\xff", "codec"),
+        ("chat_template.jinja", bytes_of(""), "no chat template"),
+    ],
+)
+def test_a_damaged_or_odd_model_is_one_line(
+    chatting: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    file: str,
+    damage: Callable[[bytes], bytes] | None,
+    words: str,
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(chatting, folder)
+    if not (folder / file).exists():
+        (folder / WEIGHTS).rename(folder / file)  # which is looked for first
+    old = (folder / file).read_bytes()
+    (folder / file).unlink()
+    if damage is not None:
+        (folder / file).write_bytes(damage(old))
+    with pytest.raises(UsageError) as error:
+        load_both(folder)
+    assert_one_line(error, words, str(folder))
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [lambda old: b"", lambda old: old[:-9], zeroed])
+def test_a_damaged_adapter_is_one_line(adapter: Path, damage: Callable[[bytes], bytes]) -> None:
+    file = adapter / "adapter_model.safetensors"
+    if damage is zeroed:
+        damage = tensor("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
+                        NOT_A_NUMBER[:2])  # fmt: skip
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UsageError) as error:
+        load_model(resolve(str(adapter)), device=CPU, dtype=torch.float32)
+    assert_one_line(error, str(adapter), "damaged")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_model_is_never_run_nor_asked_about(
+    chatting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(chatting, folder)
+    (folder / "own.py").write_text("raise SystemExit('it was run')")
+    known = {"model_type": "own"} if file == "config.json" else {"tokenizer_class": "Own"}
+    classes = {name: "own.Own" for name in ("AutoConfig", "AutoModelForCausalLM")}
+    classes |= {"AutoTokenizer": ["own.Own", None]}  # type: ignore[dict-item]
+    old = (folder / file).read_bytes()
+    (folder / file).write_bytes(setting(auto_map=classes, **known)(old))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    with pytest.raises(UsageError) as error:
+        load_both(folder)
+    assert_one_line(error, str(folder), "code of its own, which is never run here")
+
+
+def test_the_tokenizer_of_another_model_is_one_line(chatting: Path, tmp_path: Path) -> None:
+    small = transformers.AutoModelForCausalLM.from_pretrained(chatting)
+    small.resize_token_embeddings(12)
+    folder = tmp_path / "model"
+    shutil.copytree(chatting, folder)
+    small.save_pretrained(folder)
+    with pytest.raises(UsageError) as error:
+        load_both(folder)
+    assert_one_line(error, str(folder), "a token 15", "12 tokens only")
+    with pytest.raises(UsageError, match="12 tokens only"):
+        load_policy(SFTOptions(rows=folder, out=folder, model=str(folder)))
+
+    # What was added to a tokenizer counts if the template has it.
+    for template, fits in ((None, True), ("{{ 'NEW' }}", False)):
+        words = load_tokenizer(resolve(str(chatting)))
+        words.add_tokens(["NEW"])
+        words.chat_template = (template or "") + words.chat_template
+        with nullcontext() if fits else pytest.raises(UsageError, match="a token 16"):
+            models.check_vocabulary(words, 16)

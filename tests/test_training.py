@@ -222,10 +222,11 @@ def test_advice_on_weights_is_that_of_the_paper(tmp_path):
 
 
 def encoded(tokenizer, messages, start=0):
+    from agents.chat_template import message_ends
     from training.dataset import Row
     from training.encode import encode
 
-    return encode(tokenizer, Row(messages, start))
+    return encode(tokenizer, Row(messages, start), message_ends(tokenizer))
 
 
 def test_loss_is_on_assistant_messages_alone(tokenizer):

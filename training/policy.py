@@ -13,9 +13,11 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import save
 
 from agents.adapters import chat_files, check_adapter
+from agents.loading import loading
 from agents.models import (
     ModelSource,
     base_folder,
+    check_vocabulary,
     load_model,
     load_tokenizer,
     pick_device,
@@ -52,7 +54,7 @@ def load_policy(options: TrainOptions) -> Policy:
     dear, and in float32 on the CPU. The adapter's are float32.
 
     Raises:
-        UsageError: There is no such model, its adapter does not fit it, or it cannot be given one.
+        UsageError: There is no such model, its adapter does not fit it, or it cannot be trained.
     """
     source = resolve(options.model)
     if source.adapter is not None and check_adapter(base_folder(source), source.adapter):
@@ -64,9 +66,15 @@ def load_policy(options: TrainOptions) -> Policy:
     dtype = compute_dtype(options) if cuda else torch.float32
     tokenizer = load_tokenizer(source)
     model: Any = load_model(ModelSource(source.base), device=device(), dtype=dtype)
+    known = model.get_input_embeddings().weight.shape[0]
+    check_vocabulary(tokenizer, known)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= known:
+        # Rows are filled up with it where nothing is read or learned: any token will do.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     base = portable_base(source)
     if source.adapter is not None:
-        model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
+        with loading(f"{source.adapter} does not fit {source.base}"):
+            model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
         return Policy(model, tokenizer, None, base, chat_files(source.adapter))
     lora = LoraConfig(
         r=options.lora_r,

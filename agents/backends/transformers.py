@@ -19,6 +19,7 @@ the library: see :mod:`agents.backends.generation`.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -42,8 +43,15 @@ from agents.backends.chat_tokens import ChatTokens
 from agents.backends.generation import LibraryGeneration, longest_context
 from agents.backends.grammar import Grammars, mask
 from agents.backends.prefix_store import Ints, KeyValues, PrefixStore, common_length
-from agents.base import BackendError, ChatMessage, Completion, Sampling
-from agents.models import load_model, load_tokenizer, pick_device, pick_dtype, resolve
+from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
+from agents.models import (
+    check_vocabulary,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    resolve,
+)
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
 if TYPE_CHECKING:
@@ -160,15 +168,23 @@ class TransformersBackend:
             exact: A call's result is the same to the last bit, whatever company it has and whatever
                 is in the store: no columns are shared, and matrices are filled up. Shown for
                 float32 on the CPU only (docs/reproducibility.md).
+
+        Raises:
+            UsageError: Nothing ends the model's messages.
         """
         self.stats = Stats()
         self._model = model
         self._tokens = ChatTokens(tokenizer)
         self._max_batch = max_batch
         ends = model.generation_config.eos_token_id
-        self._stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-        vocabulary = model.config.get_text_config().vocab_size
-        self._grammars = Grammars(tokenizer, vocabulary, self._stops - {None})
+        named = ends if isinstance(ends, list) else [ends]
+        self._stops = self._tokens.ends.tokens | {end for end in named if isinstance(end, int)}
+        if not self._stops and not self._tokens.ends.text:
+            raise UsageError(
+                f"nothing ends the messages of {tokenizer.name_or_path!r}: it has no end token, "
+                "and its chat template puts nothing after a message: take another model"
+            )
+        self._grammars = Grammars(tokenizer, model.config.get_text_config().vocab_size, self._stops)
 
         self.context = longest_context(model, tokenizer)
         """Most tokens of a prompt and its completion together."""
@@ -218,6 +234,7 @@ class TransformersBackend:
             raise UsageError("--exact computes in float32: leave --dtype out")
         kind = pick_dtype("float32" if exact else dtype, place)
         model = load_model(source, device=place, dtype=kind)
+        check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0])
         return cls(model, tokenizer, exact=exact)
 
     def complete(
@@ -239,6 +256,7 @@ class TransformersBackend:
         Raises:
             UsageError: xgrammar is not installed, or the model's chat template refuses the chat.
             BackendError: The model failed, or the backend is closed.
+            RunStopped: The model computes what is no number.
         """
         began = time.perf_counter()
         tokens = self._tokens.encode(prompt, tools)
@@ -247,15 +265,19 @@ class TransformersBackend:
             return Completion("", Usage(), "context")
         call = _Call(np.array(tokens), sampling, min(sampling.max_tokens, room))
         if sampling.grammar is not None:
+            if not self._stops:
+                raise UsageError("--constrain wants a model with an end token: leave it out")
             call.matcher = self._grammars.matcher(sampling.grammar)
         self._join(call)
         error = call.done.exception()
         if error is not None:
-            raise BackendError(f"the model failed: {error}") from error
+            kind = RunStopped if isinstance(error, FloatingPointError) else BackendError
+            raise kind(f"the model failed: {error}") from error
         seconds = time.perf_counter() - began
         usage = Usage(len(tokens), len(call.written), call.cached, calls=1, seconds=seconds)
         stopped = call.written[-1] in self._stops
         written = call.written[:-1] if stopped else call.written
+        stopped = stopped or self._tokens.ended_by_text(written)
         cut_off_after = () if stopped else tokens
         text = self._tokens.decode(written, native=bool(tools), cut_off_after=cut_off_after)
         return Completion(text, usage, "stop" if stopped else "length", round(call.logprob, 6))
@@ -424,7 +446,8 @@ class TransformersBackend:
             self._store.add(tokens, np.concatenate([call.slots, slots]))
 
     def _has_ended(self, call: _Call) -> bool:
-        return call.written[-1] in self._stops or len(call.written) >= call.limit
+        full = len(call.written) >= call.limit
+        return full or call.written[-1] in self._stops or self._tokens.ended_by_text(call.written)
 
 
 class _Board:
@@ -733,6 +756,9 @@ def _draw(logits: torch.Tensor, calls: Sequence[_Call]) -> list[tuple[int, float
     Args:
         logits: Shape [rows, vocabulary]; changed where a grammar forbids a token.
         calls: The rows.
+
+    Raises:
+        FloatingPointError: What the model computed is no number.
     """
     matchers = {row: c.matcher for row, c in enumerate(calls) if c.matcher is not None}
     if matchers:
@@ -743,5 +769,12 @@ def _draw(logits: torch.Tensor, calls: Sequence[_Call]) -> list[tuple[int, float
     cumulative = likely.exp().cumsum(-1)
     drawn = torch.searchsorted(cumulative, levels * cumulative[:, -1:])
     likeliest = logits.argmax(-1, keepdim=True)
-    tokens = torch.where(temperatures < _GREEDY, likeliest, drawn)
-    return list(zip(tokens[:, 0].tolist(), likely.gather(-1, tokens)[:, 0].tolist(), strict=True))
+    # Among what is no number, the search finds no place.
+    tokens = torch.where(temperatures < _GREEDY, likeliest, drawn).clamp(max=logits.shape[-1] - 1)
+    logprobs = likely.gather(-1, tokens)[:, 0].tolist()
+    if any(map(math.isnan, logprobs)):
+        raise FloatingPointError(
+            "it computes what is no number (NaN): its weights are damaged, or its numbers are too "
+            "large for --dtype float16"
+        )
+    return list(zip(tokens[:, 0].tolist(), logprobs, strict=True))

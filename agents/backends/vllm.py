@@ -48,6 +48,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from agents.adapters import adapter_digest, chat_files, check_adapter
 from agents.backends.chat_tokens import ChatTokens
 from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
+from agents.chat_template import Ends
 from agents.models import base_folder, load_tokenizer, pick_dtype, resolve
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
@@ -224,13 +225,14 @@ class VLLMBackend:
         if room <= 0:
             return Completion("", Usage(), "context")
         began = time.perf_counter()
-        output = self._answer(tokens, _params(sampling, room))
+        output = self._answer(tokens, _params(sampling, room, self._tokens.ends))
         seconds = time.perf_counter() - began
         (written,) = output.outputs
         if written.finish_reason not in ("stop", "length"):
             raise BackendError(f"vLLM broke a call off: {written.finish_reason}")
         stopped = written.finish_reason == "stop"
-        text = written.token_ids[:-1] if stopped else written.token_ids
+        by_token = stopped and not isinstance(written.stop_reason, str)
+        text = written.token_ids[:-1] if by_token else written.token_ids
         return Completion(
             self._tokens.decode(text, native=bool(tools), cut_off_after=() if stopped else tokens),
             Usage(
@@ -332,8 +334,11 @@ def _watch_over(engine: AsyncLLM) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
-def _params(sampling: Sampling, room: int) -> SamplingParams:
-    """Write how a completion is drawn as vLLM does; ``room`` is what its context leaves."""
+def _params(sampling: Sampling, room: int, ends: Ends) -> SamplingParams:
+    """Write how a completion is drawn as vLLM does; ``room`` is what its context leaves.
+
+    vLLM stops at the end tokens of the model's own settings too.
+    """
     grammar = sampling.grammar
     return SamplingParams(
         temperature=sampling.temperature if sampling.temperature >= _GREEDY else 0.0,
@@ -341,7 +346,9 @@ def _params(sampling: Sampling, room: int) -> SamplingParams:
         seed=sampling.seed,
         structured_outputs=None if grammar is None else StructuredOutputsParams(grammar=grammar),
         logprobs=0,  # that of the token that was drawn, and no others
-        detokenize=False,
+        stop_token_ids=sorted(ends.tokens),
+        stop=[ends.text] if ends.text else None,
+        detokenize=bool(ends.text),  # to find that text in what is written
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
