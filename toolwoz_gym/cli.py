@@ -218,7 +218,10 @@ def check_choices(options: object) -> None:
     Raises:
         UsageError: It has such a value.
     """
-    for name, hint in get_type_hints(type(options)).items():
+    kind = type(options)
+    if getattr(sys.modules.get(kind.__module__), kind.__name__, None) is not kind:
+        return  # another process has sent its class, without the module: it was checked there
+    for name, hint in get_type_hints(kind).items():
         parts = (hint,) if get_origin(hint) is Literal else get_args(hint)
         choices = [c for part in parts if get_origin(part) is Literal for c in get_args(part)]
         value = getattr(options, name)
