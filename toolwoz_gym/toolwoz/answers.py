@@ -341,8 +341,10 @@ _SUBJECT = re.compile(
 
 
 _MOVES = re.compile(
-    r"(?:\b(?:these|those|that|this|they|it) (?:\w{1,12} )?(?:is|are|was|were|belongs?|appl\w{1,3})"
-    r" (?:for|of|to|from)|\bi (?:mean|meant|was talking about)) (?:the )?$"
+    r"(?:\b(?:these|those|that|this|they|it)(?:'s| (?:\w{1,12} )?(?:is|are|was|were|belongs?"
+    r"|appl\w{1,3}))(?: (?:the )?(?:details|info\w{0,9}|numbers?))?(?: (?:for|of|to|from))"
+    r"|\b(?:these|those|that|this)(?:'s| is| are| was| were)"
+    r"|\bi (?:mean|meant|was (?:talking about|describing))) (?:the )?$"
 )
 """Words before a name by which it turns out to be what the sentences before were about."""
 

@@ -52,7 +52,7 @@ def heard(text: str) -> Speech:
     disowned: list[str] = []
     is_void = head = False
     for sentence in _sentences(text):
-        if kept and _ASKS_BACK.fullmatch(sentence):  # "The phone number is 1. Isn't it?"
+        if kept and _asks_back(sentence):  # "The phone number is 1. Isn't it?"
             kept.pop()
         elif _takes_back(sentence, spoken=bool(kept)):
             disowned.append(sentence)
@@ -101,7 +101,7 @@ _SIGNS = str.maketrans(
 
 
 def _sentences(text: str) -> list[str]:
-    text = folded(text[:ATTENTION])
+    text = folded(text[:ATTENTION])[:ATTENTION]
     for start, end in _HIDDEN:
         while (a := text.find(start)) >= 0 and (b := text.find(end, a + len(start))) >= 0:
             text = f"{text[:a]} {text[b + len(end) :]}"
@@ -114,6 +114,7 @@ def _sentences(text: str) -> list[str]:
     )
     text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
     text = re.sub(r"\bst\.(?=\s)", "st", text)
+    text = re.sub(r"[^\S\n]+", " ", re.sub(r"\.{2,}", "..", text))
     text = re.sub(r"\bn[ .-]?[o0][ .-]?t\b", "not", text)
     return [s for part in _END.split(text) if (s := part.strip(" \t,-–—•"))]
 
@@ -127,7 +128,8 @@ def _untabled(text: str) -> str:
         cells = [cell.strip() for cell in line.strip(" |").split("|")] if "|" in line else []
         if cells and set(line) <= set("|-: "):
             heads = above
-        elif len(cells) == len(heads) > 2:
+            continue
+        if len(cells) == len(heads) > 2:
             line = ", ".join(f"{head}: {cell}" for head, cell in zip(heads, cells, strict=True))
         elif not cells:
             heads = []
@@ -151,21 +153,22 @@ _HIDDEN = (
 _END = re.compile(r"(?<=[.!?;])(?=\s)|\n+")
 
 _CLAUSE = re.compile(
-    r"\s*(?:,|\s[-–—]+\s|\(|\)|:(?!\d)|\.{2,})\s*|\s+(?:but|although|however|though|whereas|yet)\s+"
+    r" ?(?:,| [-–—]{1,3} |\(|\)|:(?!\d)|\.\.) ?| (?:but|although|however|though|whereas|yet) "
 )
 
 _OWN = _any(
     r"""the | its? | they | you | your | their | there | an? | this | that's | i | we | our | phone
-    | telephone | post ?code | postal | address | entrance | admission | price | travel"""
+    | telephone | (?:internet|wi-?fi|parking)(?: access)? (?:is|are) | post ?code | postal
+    | address | entrance | admission | price | travel"""
 )
 """How a clause begins that has a subject of its own: "it has no bar, the phone number is 1"."""
 
 _BREAK = re.compile(
-    rf"(?:\s*(?:,|;|\.{{2,}}|\(|\)|\s[-–—]+\s)\s*)(?:and )?(?=(?:{_OWN})\b)"
-    r"|\s*,\s*(?=(?:and )?not (?:an? (?!chance|word|bit)|the|in|at|£|\d|[a-z]{2}\d))"
-    r"|\s+(?=(?:rather than|instead of|as opposed to)\b)"
-    r"|\s*,?\s*\b(?<!thing )(?<!where )(?<!all )(?:but|although|however|though|whereas|yet)\b\s*"
-    rf"|\s+and (?=(?:{_OWN}|is|has|have|takes?|costs?|leaves?|departs?|arrives?|located|no|not|with"
+    rf" ?(?:,|;|\.\.|\(|\)| [-–—]{{1,3}} ) ?(?:(?:and|so) )?(?=(?:{_OWN})\b)|(?<=free) ?: ?"
+    r"| ?, ?(?=(?:and )?not (?:an? (?!chance|word|bit)|the|in|at|£|\d|[a-z]{2}\d))"
+    r"| (?=(?:rather than|instead of|as opposed to)\b)"
+    r"| ?,? ?\b(?<!thing )(?<!where )(?<!all )(?:but|although|however|though|whereas|yet)\b ?"
+    rf"| and (?=(?:{_OWN}|is|has|have|takes?|costs?|leaves?|departs?|arrives?|located|no|not|with"
     r"|without|offers?|free)\b)"
 )
 """Where a denial ends. "It has free wifi and no parking" is two clauses, "it has no wifi and
@@ -177,8 +180,10 @@ _POLITE = re.compile(
         | \bif not\b | \bnot only\b | \bnothing else\b | \bwhy (?:not|don't)\b | \bnot right now\b
         | \b(?:don't|do not) (?:hesitate|worry|forget|mind)\b | \bnot (?:too |very )?far\b
         | \bno (?:extra|additional|further)\b | \bno (?=(?:later|earlier|more|less) than\b)
-        | \bnot sure (?:if|whether) you\b | \bno\.? ?(?=\d{3}) | \b(?:went|go|gone|goes|going) wrong\b
+        | \bnot sure (?:if|whether) you\b | \bno\.? ?(?=\d{3})
+        | \b(?:went|go|gone|goes|going) wrong\b
         | \b(?:anything|something|nothing) (?:\w{2,5} )?wrong\b
+        | \b(?:mistake|error) with (?:the|your) (?:\w{1,12} )?(?:booking|reservation)s?\b
         | \bif (?:\w{1,11} ){1,5}(?:wrong|mistaken|incorrect|inaccurate)\b
         | \bif (?:\w{1,11} ){1,3}(?:isn't|aren't|is not|are not) (?:correct|right)\b"""
     )
@@ -190,8 +195,10 @@ _NOT = re.compile(
     + _any(
         r"""no | nope | not | never | neither | nor | none | nothing | nobody | without | cannot
             | lacks? | lacking | except | excluding | other than | rather than | instead of | unlike
-            | unable | unavailable | anything but | everything but | all but | far from | hardly | scarcely
-            | barely | no longer | formerly | used to | apart from | anywhere but | stopped | ceased | broken | out of service"""
+            | unable | unavailable | anything but | everything but | all but | far from | hardly
+            | scarcely
+            | barely | no longer | formerly | used to | apart from | anywhere but | stopped
+            | ceased | broken | out of service"""
     )
     + r")\b|n't\b"
 )
@@ -204,23 +211,30 @@ _FALSE = _any(
     r"""false(?:ly|hoods?)? | untrue | untruths? | wrong(?:ly)? | incorrect(?:ly)?
     | inaccura\w{1,6} | mistak\w{1,4} | misspoke | nonsense | rubbish | garbage | gibberish | bogus
     | phony | hoax\w{0,2} | myths? | fak(?:e|ed|es|ing) | ficti\w{1,8} | fabricat\w{1,5}
-    | invent(?:ed|s|ing)? | made (?:\w{2,5} )?up | mak(?:e|ing) (?:\w{2,5} )?up | imaginary
+    | invent(?:ed|s|ing)? | ma(?:d|k)(?:e|ing) (?:\w{2,10} ){0,2}up | imaginary
     | hypothe\w{1,8} | placeholders? | sarcas\w{1,5} | ironic\w{0,4} | misl(?:ead\w{0,4}|ed)
-    | misinform\w{0,6} | decei\w{1,5} | decepti\w{1,4} | pretend\w{0,3} | (?:my|a|the) (?:\w{1,8} )?guess | guess(?:ed|ing)
-    | disregard | ignore | never ?mind(?! the) | (?:scratch|strike|scrap|delete) (?:that|this|it|all) | retract\w{0,3} | withdraw
+    | misinform\w{0,6} | decei\w{1,5} | decepti\w{1,4} | pretend\w{0,3}
+    | (?:my|a|the) (?:\w{1,8} )?guess | guess(?:ed|ing)
+    | disregard | ignore | never ?mind(?! the)
+    | (?:scratch|strike|scrap|delete) (?:that|this|it|all) | retract\w{0,3} | withdraw
     | mixed (?:\w{2,5} )?up | confused (?:it|them|that|this|those|these) | misconception
     | outdated | out of (?:date|order) | obsolete | disconnected
     | (?<!not )(?<!n't )forget (?:that|what|it|everything|all|the|about)
-    | t(?:ake|ook|aking) (?:that|it|this|them|all|everything) back
+    | t(?:ake|ook|aking) (?:that|it|this|them|all|everything) back | take back
     | (?:on the )?contrary | opposite (?:is|of|holds|applies) | opposite day | the reverse
-    | anything but | (?:is|are|says?) otherwise | disagree\w{0,2} | correction | a test | testing | yeah,? right
-    | (?:not|n't|never|nothing|none|hardly|far from) (?:\w{1,10} ){0,4}(?:true|correct|accurate|real|valid|the case)
+    | anything but | (?:is|are|says?) otherwise | disagree\w{0,2} | correction | a test | testing
+    | yeah,? right
+    | (?:not|n't|never|nothing|none|hardly|far from) (?:\w{1,10} ){0,5}(?:true|correct|accurate
+        |real|valid|the case)
     | (?:not|n't) (?:at all )?(?:so|it|right|what it is)\s*[.!] | once upon
-    | (?<!i )(?<!we )(?:believe|trust) (?:me|that|this|a word) | in (?:a|another|some) (?:parallel|other|dream)
+    | (?<!i )(?<!we )(?:believe|trust) (?:me|that|this|a word)
+    | in (?:a|another|some) (?:parallel|other|dream)
     | (?:says?|said|tells?|told|shows?|(?<!there )(?:is|are)) (?:something|nothing|quite) (?:else
         |different|other|like (?:that|this|it))
-    | (?:don't|do not|never) (?:believe|trust|rely|quote|use (?:that|this|it|those|these))
-    | nicht | nein | stimmt | falsch\w{0,2} | faux | fausse | vrai | falso | verdad
+    | (?<!i )(?<!we )(?:don't|do not|never) (?:believe (?:it|that|this|me|them|any\w{0,5}|what
+        |a word)|trust
+        |rely|quote|use (?:that|this|it|those|these))
+    | nicht | nein | stimmt | falsch\w{0,2} | faux | fausse | vrai | falso | vero | verdad
     | un(?:verified|confirmed|reliable|proven|official)"""
 )
 _UNTRUE = re.compile(rf"\b(?:{_FALSE}|{_LIES})(?!\w)")
@@ -242,7 +256,8 @@ _DISOWNS = re.compile(
     r"(?:'s (?:not|no|never|nothing)|n't"
     r"|\s+(?:is|are|was|were|ai|does|do|did|can|could|has|have|in|from|by)"
     r"(?:n't|\s+(?:n't|not|no|never|nothing|no way))|\s+(?:cannot|not|never|is false|applies))\b"
-    r"(?! (?:a |an )?(?:problem|trouble|far|all|included|bookable|available|possible|issue|something (?:i|we)|within|matter|take|need|require|include|come|cost|have|offer"
+    r"(?! (?:a |an )?(?:problem|trouble|far|all|included|bookable|available|possible|issue"
+    r"|something (?:i|we)|within|matter|take|need|require|include|come|cost|have|offer"
     r"|provide|usually|normally|often|odd|bad|the (?:same|only)))"
     r"|\bnone of (?:that|this|these|those|them|it|the (?:above|following)|what)\b"
     r"(?=\W*$|\s+(?:is|are|was|were) (?:so|right|what)\b|\s+(?:i|you)\b)"
@@ -263,51 +278,65 @@ _PAST = re.compile(
 )
 """How an agent puts right what it said before: what follows holds."""
 
-_NOTHING_BUT_NO = re.compile(
-    r"\W*(?:(?:or|but|at least|well|just|actually|oh|sorry|of course|certainly|definitely"
-    r"|absolutely|as if),? |as if\W*)*(?:"
-    + _any(
-        r"""as if | (?:no|nope|not|never|nah)(?:\W+(?:no|nope|not|never))* | n-o-t
-            | (?:maybe|perhaps|probably) not | not (?:really|at all|quite|exactly)
-            | i (?:don't|do not) (?:really )?(?:know|think so|believe so|mean (?:it|that))
-            | (?:i have )?no (?:idea|guarantees?|promises?) | who knows
-            | i (?:am|'m) (?:not|n't) (?:so |really )?(?:sure|certain)
-            | i made (?:that|it|this) up
-            | i (?:think|believe|guess|suppose|assume|hope|suspect) so
-            | (?:if|as far as) i (?:remember|recall|know)(?: (?:correctly|right|rightly|well))?
-            | (?:it )?could be(?:,? anyway)? | more or less | (?:i|we) have not checked
-            | (?:i|we) (?:haven't|have not|didn't|did not) (?:check|look)\w{0,2}(?: (?:it|that|this|them))?(?: up)?
-            | (?:except|only) (?:that )?(?:it|that|they) (?:isn't|is not|aren't|are not)
-            | (?:i|we) (?:could|might|may) be (?:wrong|mistaken),?(?: though)? | correct me if i(?: am|'m) wrong
-            | take (?:that|it|this) with a (?:grain|pinch) of salt | error | cancel that
-            | you wish | in your dreams | (?:ha)+ | lol | s[iy](?:ke|ch) | gotcha | ha | /s"""
+_WORD = re.compile(r"/s\b|[^\W_]+(?:'[a-z]+)?")
+_FILLERS = frozenset(
+    _WORD.findall(
+        """a about absolutely actually again agree am an and any anyway are as at be been being but
+    by can case certain certainly check checked come confirm correct correctly course definitely
+    did do does either even exactly for from grain guarantee guarantees had has have hmm i i'd
+    i'll i'm i've in is it it's just know least less like look looked many matter me mind more
+    my of off oh ok on or pinch promise promises quite quote rather really right said salt
+    second so something sorry still sure take than that that's the them then these they this
+    those though thought thoughts to too true up us verify very wait was way we well were who
+    will with would yes yet you your"""
     )
-    + r")\W*(?:or (?:is|does|do) (?:it|they)\W*)?"
+)
+_DOUBTS = frozenset(
+    _WORD.findall(
+        """ain't allegedly apparently aren't assume barely believe believes can't cancel cannot
+    conceivably could couldn't didn't doesn't don't doubt dreams error except far gotcha grain
+    guess ha haha hahaha hardly hasn't haven't hear heard hope idea if isn't knows lol may maybe
+    mean means might mistaken n't nah never no nope not nothing only perhaps possibly presumably
+    probably psych recall remember /s say says scarcely sike suppose supposedly suspect think
+    thinks uncertain unsure wasn't weren't wish won't wouldn't wrong"""
+    )
 )
 
-_ASKS_BACK = re.compile(
-    r"\W*(?:or |and |but )?(?:(?:is|isn't|are|aren't|was|wasn't) (?:it|that|this|they)"
-    r"(?: (?:so|true|right|correct|not))*|(?:do )?you agree|true or false|right|correct|really"
-    r"|(?:can|could|will|would) you (?:please )?confirm(?: (?:it|that|this|them))?)\W*\?\W*"
-)
-"""A question that makes one of what was said before it."""
+
+def _is_comment(words: str) -> bool:
+    """Whether words doubt or deny what was said, and speak of nothing else: "Or maybe not."."""
+    said = set(_WORD.findall(words))
+    return bool(said & _DOUBTS) and said <= _FILLERS | _DOUBTS
+
 
 _DOUBT = re.compile(
     r"\b(?:"
     + _any(
-        r"""maybe | should be(?! able) | perhaps | possibl[ye] | probabl[ye] | presumabl[ye] | suppos\w{1,5}
+        r"""maybe | should be(?! able) | perhaps | possibl[ye] | probabl[ye] | presumabl[ye]
+            | suppos\w{1,5}
             | alleged\w{0,2} | apparently | likely | unlikely | (?<!you )might(?! i\b) | could be
-            | i (?:think|believe|assume|reckon|suspect|wonder|doubt|hope|guess|imagine)(?! (?:you|this|that h))
+            | i (?:think|believe|assume|reckon|suspect|wonder|doubt|hope|guess|imagine)(?! (?:you
+                |this|that h))
             | we (?:think|believe|assume) | unsure | uncertain | doubt\w{0,4} | (?<!you )may be
             | (?:not|n't) (?:\w{1,10} )?(?:sure|certain|know|say|claim|confirm|guarantee|promise
                 |believe|think|mean|tell|recall|remember)
-            | as far as (?:i|we) | (?:please|you) confirm | backwards | digits? | minus | plus (?:one|\d)
+            | as far as (?:i|we) | (?:please|you) confirm | backwards | digits? | minus
+            | plus (?:one|\d)
             | (?<!you )would (?:think|say|believe|claim) | 50% | differs? | similar to | close to
             | almost | roughly | more or less | (?:in|until|before|since) (?:19|20)\d\d
-            | (?:next|from next) (?:year|month) | before (?:they|it) (?:have |has )?(?:moved|changed) | (?:story|novel) i | horoscope | lorem ipsum
-            | assuming | provided that | (?:i'd|would) guess | imagine (?:that|the) | disput\w{1,3} | nobody ever
+            | (?:next|from next) (?:year|month)
+            | before (?:they|it) (?:have |has )?(?:moved|changed) | (?:story|novel) i | horoscope
+            | lorem ipsum | universe | the (?:movie|film|novel|story|tale) | sake of argument
+            | from memory
+            | to the best of | ideal world | conceivably | potentially | originally | top of my head
+            | as though | messing with | pulling your leg | you (?:told|gave) me | word on the
+            | (?:believed|said|thought|reported|rumou?red|expected|meant|ought|fails?) to be
+            | assuming | provided that | (?:i'd|would) guess | imagine (?:that|the)
+            | disput\w{1,3} | formerly | future | someday | let's assume
+            | (?:yet|still) to verify | nobody ever
             | (?:example|sample|template|dummy|mock)(?: \w{1,10})?: | (?:an|this is) example of
-            | (?:old|former|previous|fax|fake) (?:tele)?(?:phone|number|post|address|price|fee) | if (?:i|we) (?:remember|recall) | seem\w{0,5} | appears? to
+            | (?:old|former|previous|fax|fake) (?:tele)?(?:phone|number|post|address|price|fee)
+            | if (?:i|we) (?:remember|recall) | seem\w{0,5} | appears? to
             | rumou?r\w{0,3} | claim\w{0,3} | whether | what if | unless | let's say | in theory
             | (?:they|people|some|others|he|she|somebody|someone|nobody|no one|liars?|who)
                 (?:says?|said|thinks?|thought|claims?|believes?)
@@ -332,9 +361,12 @@ _SAYS = re.compile(
 _ASIDE = re.compile(
     r"(?:^|[,;.(]\s*|\b(?:and|but|as|since|because|so) )"
     r"(?:you(?:'d| had| have|'ve)? (?:also )?(?:asked|wanted|requested|said|mentioned)\b"
-    r"|(?:i'll|i will|let me|please|you (?:can|could|may)) (?:check|look|see|ask)\b|ask (?:them|about)\b"
-    r"|(?:(?:unfortunately|sorry),? )?(?:i'm|i am|we're|we are) not (?:sure|certain) (?:about|of|what|when|how)\b"
-    r"|(?:(?:unfortunately|sorry),? )?(?:i|we) (?:don't|do not) (?:know|have) (?:the|their|its|what|when|how|any)\b)"
+    r"|(?:i'll|i will|let me|please|you (?:can|could|may)) (?:check|look|see|ask)\b|ask (?:them"
+    r"|about)\b"
+    r"|(?:(?:unfortunately|sorry),? )?(?:i'm|i am|we're|we are) not (?:sure|certain) (?:about|of"
+    r"|what|when|how)\b"
+    r"|(?:(?:unfortunately|sorry),? )?(?:i|we) (?:don't|do not) (?:know|have) (?:the|their|its"
+    r"|what|when|how|any)\b)"
     r"(?:[^,.;:]|[.:](?=\d)){0,80}"
 )
 """What is said of the dialogue itself, or is not known."""
@@ -380,13 +412,18 @@ _ASKS = re.compile(
 
 def _takes_back(sentence: str, *, spoken: bool) -> bool:
     """Whether a sentence says that something that was said or is about to be is not so."""
-    if _NOTHING_BUT_NO.fullmatch(sentence):
-        return spoken
-    plain = _POLITE.sub("", sentence)
+    if spoken and _is_comment(sentence):
+        return True
+    plain = re.sub(r" {2,}", " ", _POLITE.sub("", sentence))
     if _UNTRUE.search(plain) or _DISOWNS.search(plain):
         return True
     is_of_it = _OF_IT.match(plain) is not None and OTHER.search(plain) is not None
     return is_of_it and (spoken or _PAST.search(plain) is not None)
+
+
+def _asks_back(sentence: str) -> bool:
+    """Whether a question makes one of what was said before it."""
+    return sentence.endswith("?") and set(_WORD.findall(sentence)) <= _FILLERS | _DOUBTS
 
 
 def _sentence(sentence: str) -> Sentence:
@@ -398,7 +435,7 @@ def _sentence(sentence: str) -> Sentence:
         if asks and _TAG.search(sentence, asks.end()) or _ASKS.match(stated):
             stated = ""
     plain = re.sub(r"^\W*no,? (?=(?:it|they|there|that|the)\b)", "", _POLITE.sub("", stated))
-    plain = _ASIDE.sub("", plain)
+    plain = re.sub(r" {2,}", " ", _ASIDE.sub("", plain))
     if not stated.isascii() and any(c.isalpha() and not c.isascii() for c in stated):
         return Sentence("", "", sentence)  # other letters, or some that look like ours
     if _DOUBT.search(plain) or _SAYS.search(plain) or _IF.search(plain):
@@ -406,8 +443,7 @@ def _sentence(sentence: str) -> Sentence:
     ends = [0, *(m.end() for m in _BREAK.finditer(plain)), len(plain)]
     clauses = [plain[a:b] for a, b in pairwise(ends) if b > a]
     denied = [clause for clause in clauses if _NOT.search(clause)]
-    if any(_NOTHING_BUT_NO.fullmatch(clause) for clause in denied):
-        if not _NOTHING_BUT_NO.fullmatch(clauses[0]):  # "The phone number is 1 - not!"
-            return Sentence("", "", sentence)
+    if any(_is_comment(clause) for clause in denied) and not _is_comment(clauses[0]):
+        return Sentence("", "", sentence)  # "The phone number is 1 - not!"
     kept = "".join(" , " if _NOT.search(clause) else clause for clause in clauses)
     return Sentence(kept, ", ".join(denied), kept + sentence[len(stated) :])

@@ -85,7 +85,8 @@ COMMON = ("area", "pricerange", "food", "type")
 """Attributes whose values stand in sentences about other things: "no other place in the north"."""
 
 _IS_NOT = re.compile(
-    r"(?:\b(?:is|are|was)(?: not|n't| never)|\b(?:it's|its) not)\b(?! (?:an?other|any))"
+    r"(?:\b(?:is|are|was)(?: not|n't| never)|\b(?:it's|its) not)\b"
+    r"(?! (?:an?other|any|provided|available|offered|included|allowed|possible|open))"
 )
 
 
@@ -155,17 +156,22 @@ _YES_OR_NO = re.compile(
 )
 
 _FREE = re.compile(
-    r"(?<!feel )\bfree\b"
-    r"(?! (?:wi-?fi|internet|parking|to (?:ask|call|contact|let|book)|of (?!charge)))"
+    r"(?<!feel )(?<!go )\bfree\b"
+    r"(?! (?:wi-?fi|internet|parking|to (?:ask|call|contact|let|book)|of (?!charge)"
+    r"|for (?:children|kids|students|under)))"
 )
 _NO_FEE = re.compile(
     r"\bno (?:\w{1,10} )?(?:fees?|charges?|cost)\b|(?:\bnot|n't) (?:charge|cost)\b"
 )
-_SEVERAL = re.compile(r"\b(?:each|per|total|altogether|in all|all|both|people|tickets?|for)\b")
+_SEVERAL = re.compile(
+    r"\b(?:each|per|total|altogether|in all|all|both|people|tickets?|for (?:the|\d|two|three|four"
+    r"|five|six|seven|eight))\b"
+)
 _PAID = re.compile(r"\b(?:prices?|costs?|fees?|fare|admission|entrance|entry|tickets?)\b")
 _BARE_NUMBER = re.compile(
     r"(?<![\w:.€-])\d{1,3}(?:\.\d{1,2})?(?![\w:]|\.\d| ?(?:stars?|people|persons?|passengers?"
-    r"|tickets?|min|hours?|nights?|%|euros?|€|dollars?|p\b|pence|kilos?|million|thousand|[a-z]+ (?:street|road|lane|avenue|square|row|hill|walk|way)))"
+    r"|tickets?|min|hours?|nights?|%|euros?|€|dollars?|p\b|pence|kilos?|million|thousand"
+    r"|[a-z]+ (?:street|road|lane|avenue|square|row|hill|walk|way)))"
 )
 
 
@@ -203,7 +209,10 @@ def _minutes(text: str) -> set[int]:
     hours = (
         r"(?:(?P<hours>\d{1,3}|an|one|two|three)[ -]?(?:hours?|hrs?|h)(?![a-z])(?:,? (?:and )?)?)?"
     )
-    minutes = r"(?:(?P<minutes>\d{1,4})[ -]?(?:minutes?|mins?|m)\b(?! (?:walk|away|drive|from|more|longer|late|early)))?"
+    minutes = (
+        r"(?:(?P<minutes>\d{1,4})[ -]?(?:minutes?|mins?|m)\b"
+        r"(?! (?:walk|away|drive|from|more|longer|late|early)))?"
+    )
     told = set()
     for match in re.finditer(rf"\b(?=\d|an |one|two|three){hours}{minutes}", text):
         if (match["hours"] or match["minutes"]) and not _is_qualified(text, match.start()):
@@ -222,7 +231,7 @@ _TIMETABLE = re.compile(
 )
 
 
-_RANGE = re.compile(r"\b(\d{1,2}:\d\d) ?(?:-|–|—|to|until) ?(\d{1,2}:\d\d)\b")
+_RANGE = re.compile(r"\b(\d{1,2}:\d\d) ?(?:-|–|—|→|to|until) ?(\d{1,2}:\d\d)\b")
 """A departure and an arrival: "17:15 - 18:34"."""
 
 
@@ -343,7 +352,7 @@ _LABELS: dict[str, tuple[str, Iterable[str]]] = {
     "area": (r"area|part of town", ("area",)),
     "food": (r"(?:kind of )?food|cuisine", ("food",)),
     "type": (r"type", ("type", "food")),
-    "stars": (r"(?:number of )?stars|rating", ("stars",)),
+    "stars": (r"number of stars|(?<!\w[ -])stars|rating", ("stars",)),
     "duration": (r"travel time|duration", ("duration",)),
     "times": (r"(?:departure|arrival) time", ("leaveAt", "arriveBy")),
     "train": (r"train (?:number|id)", ("trainID",)),
@@ -356,19 +365,21 @@ _LABELS: dict[str, tuple[str, Iterable[str]]] = {
 
 _LABEL = re.compile(
     rf"\b(?:{'|'.join(f'(?P<{name}>{label})' for name, (label, _) in _LABELS.items())})"
-    r"\W{0,3}(?:is|was|are)?\W{0,3}(?:the |at |an? )?$"
+    r"\W{0,3}(?:is|was|are)?\W{0,3}(?:the |an? )?$"
 )
 
 
 _NOT_IT = re.compile(
     r"\b(?:near|nearly|opposite|next to|close to|similar to|than|but|changed from|differs? from"
-    r"|at least|at most|up to|non|minus)\W{1,3}$"
+    r"|at least|at most|up to|non|minus|over|under|below|above|twice|double|half of|avoid"
+    r"|beware of|fewer|comes after|rhymes with|(?:discount|deposit|parking|taxi|coffee"
+    r"|book)(?: \w{1,6}){0,3})\W{1,3}$"
 )
 """Words after which a value is none."""
 
 
 def _is_qualified(text: str, start: int) -> bool:
-    return _NOT_IT.search(text, max(0, start - 20), start) is not None
+    return _NOT_IT.search(text, max(0, start - 40), start) is not None
 
 
 def _is_of_another(attribute: str, text: str, start: int) -> bool:
