@@ -201,7 +201,7 @@ def _parts(tables: Tables, account: Account, desk: _Desk, speech: Speech) -> lis
     likely = set(domains_named(desk.asked)) | ({desk.about} if desk.about else set())
     topic = set(DOMAINS)
     subject: dict[str, int | None] = dict(account.offered)
-    parts = []
+    parts: list[_Part] = []
     for sentence in speech.sentences:
         marks = _marks(tables, sentence.stated)
         if marks:

@@ -70,7 +70,8 @@ def tells(
     ):
         # For several tickets it is a multiple.
         several = any(_SEVERAL.search(text) for text in stated)
-        told = {v for v in told if v == right or not (v and v % right < 0.001 and several)}
+        multiples = {v for v in told if isinstance(v, float) and v and v % right < 0.001}
+        told = told - multiples | {right} if several else told
     if told:
         return told == {right} and right not in refuted
     if right in refuted and (attribute not in COMMON or any(_IS_NOT.search(d) for d in denied)):
