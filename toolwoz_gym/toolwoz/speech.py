@@ -288,7 +288,8 @@ _FILLERS = frozenset(
     my of off oh ok on or pinch promise promises quite quote rather really right said salt
     second so something sorry still sure take than that that's the them then these they this
     those though thought thoughts to too true up us verify very wait was way we well were who
-    will with would yes yet you your"""
+    will with would yes yet you your any
+    clue double honest misread please verified word"""
     )
 )
 _DOUBTS = frozenset(
@@ -298,7 +299,8 @@ _DOUBTS = frozenset(
     guess ha haha hahaha hardly hasn't haven't hear heard hope idea if isn't knows lol may maybe
     mean means might mistaken n't nah never no nope not nothing only perhaps possibly presumably
     probably psych recall remember /s say says scarcely sike suppose supposedly suspect think
-    thinks uncertain unsure wasn't weren't wish won't wouldn't wrong"""
+    thinks uncertain unsure wasn't weren't wish won't wouldn't wrong
+    guessing purportedly reportedly unverified"""
     )
 )
 
@@ -328,7 +330,8 @@ _DOUBT = re.compile(
             | before (?:they|it) (?:have |has )?(?:moved|changed) | (?:story|novel) i | horoscope
             | lorem ipsum | universe | the (?:movie|film|novel|story|tale) | sake of argument
             | from memory
-            | to the best of | ideal world | conceivably | potentially | originally | top of my head
+            | to the best of | ideal world | conceivably | reportedly | purportedly | potentially
+            | originally | top of my head
             | as though | messing with | pulling your leg | you (?:told|gave) me | word on the
             | (?:believed|said|thought|reported|rumou?red|expected|meant|ought|fails?) to be
             | assuming | provided that | (?:i'd|would) guess | imagine (?:that|the)
