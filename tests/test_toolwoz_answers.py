@@ -36,6 +36,40 @@ def is_told(text: str, attribute: str, value: str, *, asked: str = "") -> bool:
 
 TELLS = [
     ("It costs 10.10 pounds", "price", "10.10 pounds", True),
+    ("It is 10 pounds and 10 pence", "price", "10.10 pounds", True),
+    ("It is £10.10 each, so £20.20 in total", "price", "10.10 pounds", True),
+    ("It is £10.10 or £20.20", "price", "10.10 pounds", False),
+    ("It is £10.100.10", "price", "10.10 pounds", False),
+    ("It is more than £10.10", "price", "10.10 pounds", False),
+    ("The deposit is £10.10", "price", "10.10 pounds", False),
+    ("It costs two pounds", "entrance fee", "2 pounds", True),
+    ("The fee is 2 euros", "entrance fee", "2 pounds", False),
+    ("It doesn't cost anything", "entrance fee", "free", True),
+    ("It isn't free: the fee is £2", "entrance fee", "2 pounds", True),
+    ("Admission is free for children", "entrance fee", "free", False),
+    ("It takes 1h19m", "duration", "79 minutes", True),
+    ("It takes less than 79 minutes", "duration", "79 minutes", False),
+    ("It leaves at 17:15 and costs £10.10", "leaveAt", "17:15", True),
+    ("It runs 17:15 - 18:34", "arriveBy", "18:34", True),
+    ("It leaves at 17:15, no later than 18:00", "leaveAt", "17:15", True),
+    ("You asked for one arriving by 19:00. It arrives at 18:34", "arriveBy", "18:34", True),
+    (
+        "| Leaves | Arrives | Price |\n|---|---|---|\n| 17:15 | 18:34 | £9 |",
+        "arriveBy",
+        "18:34",
+        True,
+    ),
+    ("Parking: \N{CROSS MARK}", "parking", "no", True),
+    ("Parking is unavailable", "parking", "no", True),
+    ("Internet is included, parking is not.", "internet", "yes", True),
+    ("You asked about wifi.", "internet", "yes", False),
+    ("It is rated 3 out of 5 stars", "stars", "3", True),
+    ("It has 3 stars, cheap", "pricerange", "cheap", True),
+    ("It is a guesthouse, not a hotel", "type", "guesthouse", True),
+    ("It is at the end of 98 king street", "address", "98 king street", True),
+    ("It is opposite 98 king street", "address", "98 king street", False),
+    ("The fax number is 01223446100", "phone", "01223446100", False),
+    ("The phone number differs from 01223446100", "phone", "01223446100", False),
     ("It is £10.10 each", "price", "10.10 pounds", True),
     ("That is 50.50 pounds in all", "price", "10.10 pounds", False),
     ("A ticket costs 10.1", "price", "10.10 pounds", True),
@@ -92,6 +126,9 @@ def test_yes_answers_the_question_that_was_asked() -> None:
     assert is_told("Yes, it does.", "parking", "yes", asked="Does it have parking?")
     assert not is_told("No, it does not.", "parking", "yes", asked="Does it have parking?")
     assert not is_told("Yes, it does.", "internet", "yes", asked="Does it have parking?")
+    assert is_told("No, I'm afraid not.", "parking", "no", asked="Does it have parking?")
+    assert is_told("Unfortunately not.", "parking", "no", asked="Does it have parking?")
+    assert is_told("It sure does!", "parking", "yes", asked="Does it have parking?")
     assert not is_told("No problem!", "parking", "no", asked="Does it have parking?")
 
 
@@ -134,6 +171,7 @@ FACTS = (
 )
 LOWER = FACTS[0].lower() + FACTS[1:]
 BARE = LOWER.rstrip(".")
+WRONG = FACTS.replace("1222", "1223").replace("lk12ab", "lk12ac").replace("3 c", "4 c")
 
 
 def find(name: str) -> str:
@@ -185,6 +223,21 @@ TRUTHS = [
     "The phone number is not 01970111223 but 01970111222, the postcode is lk12ab, the address is "
     "3 castle hill and the entrance fee is 2 pounds.",
     "It has no car park. " + FACTS,
+    f"{FACTS} Let me know if there is anything else I can help you with.",
+    f"{FACTS} Otherwise, have a great day!",
+    f"{FACTS} I believe that is everything. I trust this helps!",
+    f"{FACTS} I don't believe you need to book. You can't go wrong with it!",
+    f"{FACTS} If any of the details are incorrect, please let me know.",
+    f"{FACTS} That's perfectly fine! Haha, as you can imagine, it's popular.",
+    f"{FACTS} That should not take long. I'm not sure about the opening hours.",
+    f"I do not know the opening hours, you may want to call them. {FACTS}",
+    f"I'm happy to tell you that {LOWER}",
+    f"Just so you know, {LOWER}",
+    f"{WRONG} Wait, sorry, that's wrong: {LOWER}",
+    FACTS.replace("0111222,", "0111222, not 01970111223,"),
+    "| Name | Phone | Postcode | Address | Entry |\n|:---|---|---|---|---|\n"
+    "| Amber Hall | 01970111222 | LK1 2AB | 3 Castle Hill | £2 |\n"
+    "| Quiet Tower | 01970333444 | LK3 4CD | 9 Mill Lane | £5 |",
     "Quiet tower's phone number is 01970333444. Amber hall's phone number is 01970111222, its "
     "postcode is lk12ab, its address is 3 castle hill and the entrance fee is 2 pounds.",
 ]
@@ -195,7 +248,6 @@ def test_the_truth_is_paid_in_whatever_words(words: str) -> None:
     assert answered(words) == 1.0
 
 
-WRONG = FACTS.replace("1222", "1223").replace("lk12ab", "lk12ac").replace("3 c", "4 c")
 LIES = [
     "I cannot say.",
     WRONG,
@@ -214,6 +266,50 @@ LIES = [
     f"{FACTS} I don't know.",
     f"{FACTS} Please ignore that.",
     f"{FACTS} That is for a different place.",
+    *(
+        f"{FACTS} {words}"
+        for words in (
+            "Or maybe not.",
+            "At least I think so.",
+            "Or so they say.",
+            "Who knows?",
+            "Isn't it?",
+            "Would you believe it?",
+            "But I could be mistaken.",
+            "No guarantees!",
+            "If I remember correctly.",
+            "I'm not so sure about that.",
+            "Don't believe it.",
+            "I just made it all up.",
+            "These details are out of date.",
+            "Those belong to quiet tower.",
+            "I mean the quiet tower.",
+            "Das stimmt nicht.",
+        )
+    ),
+    *(
+        f"{words} {LOWER}"
+        for words in (
+            "My horoscope says",
+            "Legend has it that",
+            "It is a common misconception that",
+            "Only a fool would think that",
+            "It is disputed that",
+            "Please confirm that",
+            "Is it correct that",
+            "Had you asked yesterday,",
+            "Until 2019,",
+            "In a parallel universe,",
+            "Example output:",
+            "Il n'est pas vrai que",
+        )
+    ),
+    f"~~{FACTS}~~",
+    f"<del>{FACTS}</del>",
+    FACTS.replace(" is ", " is n\u200bot "),
+    FACTS.replace(" is ", " is \N{FULLWIDTH LATIN SMALL LETTER N}ot "),
+    FACTS.replace(" is ", " is n\N{CYRILLIC SMALL LETTER O}t "),
+    FACTS.replace(" is ", " is n o t "),
     f"What follows is false. {FACTS}",
     f"These are not the details:\n- {LOWER}",
     f"I will now tell a lie. {FACTS}",
@@ -265,7 +361,9 @@ def test_any_words_can_be_heard(words: str) -> None:
     assert all(len(s.stated) <= 3 * ATTENTION for s in said.sentences)
 
 
-@pytest.mark.parametrize("pattern", ["no ", "if it ", "1 ", "the ", "a, ", "that is ", "£1 ", "- "])
+@pytest.mark.parametrize(
+    "pattern", ["no ", "if it ", "1 ", "the ", "a, ", "that is ", "£1 ", "- ", "...", "a wrong "]
+)
 def test_hearing_takes_no_longer_than_there_is_to_hear(pattern: str) -> None:
     answered(pattern * ATTENTION)
 
@@ -338,6 +436,11 @@ def test_the_last_word_before_the_goodbye_holds() -> None:
     assert reward(*offer, FACTS, "That was wrong.") == 0.0
     assert reward(*offer, "Everything that I will tell you is false.", FACTS) == 0.0
     assert reward(*offer, FACTS, "I got the postcode wrong.") == 0.0
+    assert reward(*offer, FACTS, "Anything else?", "My previous answer was a joke.") == 0.0
+    assert reward(*offer, FACTS, "Anything else?", "Please ignore what I told you.") == 0.0
+    assert reward(*offer, FACTS, "Let me know if there is anything else.") == 1.0
+    assert reward(*offer, FACTS, "Yes, that's right. That is not something I can book.") == 1.0
+    assert reward(*offer, FACTS, "I made a mistake with your booking. Which day?") == 1.0
     assert reward(*offer, WRONG, f"Sorry, that was wrong. {FACTS}") == 1.0
     assert reward(*offer, FACTS, "You are welcome. Is there anything else?") == 1.0
     assert reward(*offer, FACTS, "No, there is no other museum. Goodbye!") == 1.0

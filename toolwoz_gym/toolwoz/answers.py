@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import TypeAlias
@@ -127,9 +127,10 @@ def _take_back(account: Account, speech: Speech, spoke: int, number: int) -> Non
     """Strike out what the agent says is not so: what it said last, what it names, or all of it."""
     if not speech.disowned:
         return
+    last = max(account.told.values(), default=spoke) if speech.is_of_earlier else spoke
     for fact, message in list(account.told.items()):
         is_named = attribute_name(fact[2]).split()[0] in speech.disowned
-        if speech.takes_all_back or not speech.corrects and (is_named or message == spoke):
+        if speech.takes_all_back or not speech.corrects and (is_named or message == last):
             account.note(fact, number, is_right=False)
 
 
@@ -200,7 +201,7 @@ def _parts(tables: Tables, account: Account, desk: _Desk, speech: Speech) -> lis
     likely = set(domains_named(desk.asked)) | ({desk.about} if desk.about else set())
     topic = set(DOMAINS)
     subject: dict[str, int | None] = dict(account.offered)
-    parts = []
+    parts: list[_Part] = []
     for sentence in speech.sentences:
         marks = _marks(tables, sentence.stated)
         if marks:
@@ -216,6 +217,8 @@ def _parts(tables: Tables, account: Account, desk: _Desk, speech: Speech) -> lis
         for mark, (start, end) in zip(marks, pairwise(starts), strict=False):
             row = subject[mark.domain] = _pick(desk, mark.domain, mark.rows)
             if row is not None:
+                if _MOVES.search(sentence.stated, 0, mark.start):  # so was what came before
+                    parts = [replace(p, row=row) if p.domain == mark.domain else p for p in parts]
                 stated, hidden = sentence.stated[start:end], masked[start:end]
                 denied = sentence.denied if end == len(masked) else ""
                 parts.append(_Part(mark.domain, row, stated, hidden, denied, is_named=True))
@@ -331,10 +334,19 @@ def _squeezed(name: str) -> str:
 
 
 _SUBJECT = re.compile(
-    r"(?:^|, )(?:and |the |your |this |that |for the |as for the )*"
+    r"(?:^|, |\b(?:call|ring|reach|contact) )(?:and |the |your |this |that |for the |as for the )*"
     r"(?:(?P<restaurant>restaurant)|(?P<hotel>hotel|guest ?house)|(?P<attraction>attraction)"
     r"|(?P<train>train(?! station)))\b"
 )
+
+
+_MOVES = re.compile(
+    r"(?:\b(?:these|those|that|this|they|it)(?:'s| (?:\w{1,12} )?(?:is|are|was|were|belongs?"
+    r"|appl\w{1,3}))(?: (?:the )?(?:details|info\w{0,9}|numbers?))?(?: (?:for|of|to|from))"
+    r"|\b(?:these|those|that|this)(?:'s| is| are| was| were)"
+    r"|\bi (?:mean|meant|was (?:talking about|describing))) (?:the )?$"
+)
+"""Words before a name by which it turns out to be what the sentences before were about."""
 
 
 def _subjects(sentence: Sentence) -> list[str]:

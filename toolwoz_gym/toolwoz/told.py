@@ -62,9 +62,16 @@ def tells(
         told |= {0.0 for text in denied if _NO_FEE.search(text)}
     elif attribute == "stars" and "0" in refuted:  # "it has no stars"
         told, refuted = told | {"0"}, refuted - {"0"}
-    if attribute == "price" and isinstance(right, float) and right in told:
+    if (
+        attribute in ("price", "entrance fee")
+        and right in told
+        and isinstance(right, float)
+        and right
+    ):
         # For several tickets it is a multiple.
-        told = {v for v in told if v == right or not (isinstance(v, float) and v % right < 0.001)}
+        several = any(_SEVERAL.search(text) for text in stated)
+        multiples = {v for v in told if isinstance(v, float) and v and v % right < 0.001}
+        told = told - multiples | {right} if several else told
     if told:
         return told == {right} and right not in refuted
     if right in refuted and (attribute not in COMMON or any(_IS_NOT.search(d) for d in denied)):
@@ -79,7 +86,8 @@ COMMON = ("area", "pricerange", "food", "type")
 """Attributes whose values stand in sentences about other things: "no other place in the north"."""
 
 _IS_NOT = re.compile(
-    r"(?:\b(?:is|are|was)(?: not|n't| never)|\b(?:it's|its) not)\b(?! (?:an?other|any))"
+    r"(?:\b(?:is|are|was)(?: not|n't| never)|\b(?:it's|its) not)\b"
+    r"(?! (?:an?other|any|provided|available|offered|included|allowed|possible|open))"
 )
 
 
@@ -136,31 +144,56 @@ _POSTCODE = re.compile(
     r"(?<![^\W_])[a-z]{1,2}[\W_]{0,3}\d(?:[\W_]{0,3}\d){1,3}[\W_]{0,3}[a-z][\W_]{0,3}[a-z](?![^\W_])"
 )
 
-_FEATURES = {"internet": r"\b(?:internet|wi-?fi)\b", "parking": r"\b(?:parking|car park)\b"}
+_FEATURES = {
+    "internet": r"\b(?:internet|wi-?fi)\b(?!-free)",
+    "parking": r"\b(?:parking|car park)\b",
+}
 """Attributes that are yes or no, and what they are called."""
 
 _YES_OR_NO = re.compile(
-    r"\W*(?:(?P<yes>yes|yeah|yep|(?:it does|they do)(?! not|n't))|no\b|it does|they do)"
+    r"\W*(?:(?P<yes>yes|yeah|yep|(?:it|they) (?:\w{4,10} )?do(?:es)?\b(?! not|n't))|no\b|it does"
+    r"|they do|(?:unfortunately|sadly|sorry|i'm afraid|i am afraid),? (?:no|not)\b)"
     r"(?! (?:problem|worries))"
 )
 
 _FREE = re.compile(
-    r"(?<!feel )\bfree\b"
-    r"(?! (?:wi-?fi|internet|parking|to (?:ask|call|contact|let|book)|of (?!charge)))"
+    r"(?<!feel )(?<!go )\bfree\b"
+    r"(?! (?:wi-?fi|internet|parking|to (?:ask|call|contact|let|book)|of (?!charge)"
+    r"|for (?:children|kids|students|under)))"
 )
-_NO_FEE = re.compile(r"\bno (?:\w{1,10} )?(?:fees?|charges?|cost)\b|\bnot charge\b|n't charge\b")
+_NO_FEE = re.compile(
+    r"\bno (?:\w{1,10} )?(?:fees?|charges?|cost)\b|(?:\bnot|n't) (?:charge|cost)\b"
+)
+_SEVERAL = re.compile(
+    r"\b(?:each|per|total|altogether|in all|all|both|people|tickets?|for (?:the|\d|two|three|four"
+    r"|five|six|seven|eight))\b"
+)
 _PAID = re.compile(r"\b(?:prices?|costs?|fees?|fare|admission|entrance|entry|tickets?)\b")
 _BARE_NUMBER = re.compile(
-    r"(?<![\w:.])\d{1,3}(?:\.\d{1,2})?(?![\w:]|\.\d| ?(?:stars?|people|persons?|passengers?"
-    r"|tickets?|min|hours?|nights?|%|[a-z]+ (?:street|road|lane|avenue|square|row|hill|walk|way)))"
+    r"(?<![\w:.€-])\d{1,3}(?:\.\d{1,2})?(?![\w:]|\.\d| ?(?:stars?|people|persons?|passengers?"
+    r"|tickets?|min|hours?|nights?|%|euros?|€|dollars?|p\b|pence|kilos?|million|thousand"
+    r"|[a-z]+ (?:street|road|lane|avenue|square|row|hill|walk|way)))"
 )
+
+
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_WORDS_OF_MONEY = re.compile(rf"\b(?:{'|'.join(_NUMBERS)})(?= (?:pounds?|quid|gbp)\b)")
 
 
 def _prices(attribute: str, text: str) -> set[float]:
     """Return the sums of money in a sentence."""
     amount = r"((?<!\d)\d{1,9}(?:\.\d{1,9})?)"  # bounded: a text of digits is no price to search
-    pattern = rf"(?:£|gbp)\s?{amount}|{amount}\s?(?:pounds?\b|gbp\b|£|quid\b)"
-    told = {float(a or b) for a, b in re.findall(pattern, text)}
+    pence = r"(?:,? (?:and )?(\d\d?) ?(?:pence|p)\b)?"
+    pattern = (
+        rf"(?:£|gbp)\s?{amount}(?!\.?\d| (?:million|thousand))"
+        rf"|{amount}\s?(?:pounds?\b|gbp\b|£|quid\b){pence}"
+    )
+    text = _WORDS_OF_MONEY.sub(lambda match: str(_NUMBERS.index(match[0])), text)
+    told = {
+        float(match[1] or match[2]) + float(match[3] or 0) / 100
+        for match in re.finditer(pattern, text)
+        if not _is_qualified(text, match.start())
+    }
     if not told and _PAID.search(text):
         told = {
             float(match[0])
@@ -174,11 +207,16 @@ def _prices(attribute: str, text: str) -> set[float]:
 
 def _minutes(text: str) -> set[int]:
     """Return the lengths of time in a text, in minutes."""
-    hours = r"(?:(?P<hours>\d{1,3}|an|one|two|three)[ -]?(?:hours?|hrs?|h)\b(?:,? (?:and )?)?)?"
-    minutes = r"(?:(?P<minutes>\d{1,4})[ -]?(?:minutes?|mins?)\b(?! (?:walk|away|drive|from)))?"
+    hours = (
+        r"(?:(?P<hours>\d{1,3}|an|one|two|three)[ -]?(?:hours?|hrs?|h)(?![a-z])(?:,? (?:and )?)?)?"
+    )
+    minutes = (
+        r"(?:(?P<minutes>\d{1,4})[ -]?(?:minutes?|mins?|m)\b"
+        r"(?! (?:walk|away|drive|from|more|longer|late|early)))?"
+    )
     told = set()
     for match in re.finditer(rf"\b(?=\d|an |one|two|three){hours}{minutes}", text):
-        if match["hours"] or match["minutes"]:
+        if (match["hours"] or match["minutes"]) and not _is_qualified(text, match.start()):
             whole = match["hours"] or "0"
             number = {"an": 1, "one": 1, "two": 2, "three": 3}.get(whole)
             told.add(60 * (int(whole) if number is None else number) + int(match["minutes"] or 0))
@@ -188,16 +226,21 @@ def _minutes(text: str) -> set[int]:
 _TIMETABLE = re.compile(
     r"(?P<leaveAt>\b(?:leav|depart|pulls? out|sets? off|start)\w{0,6})"
     r"|(?P<arriveBy>\b(?:arriv\w{1,4}|gets? (?:you )?(?:in|there|to)|reach\w{0,3}))"
-    r"|(?P<bound>\b(?:after|before|than|until|since) )?"
-    r"\b(?P<time>(?P<hour>\d{1,2})[:.](?P<minute>\d\d)(?!\d)\s?(?P<half>[ap]m\b)?)"
+    r"|(?P<bound>\b(?:after|before|than|until|since) {1,2})?"
+    r"(?<![£\d])\b(?P<time>(?P<hour>\d{1,2})[:.](?P<minute>\d\d)(?!\d)\s?(?P<half>[ap]m\b)?)"
     r"(?P<arrival>\s?-? ?arriv)?(?! ?(?:pounds?|gbp|£))"
 )
+
+
+_RANGE = re.compile(r"\b(\d{1,2}:\d\d) ?(?:-|–|—|→|to|until) ?(\d{1,2}:\d\d)\b")
+"""A departure and an arrival: "17:15 - 18:34"."""
 
 
 def _times(attribute: str, text: str) -> set[int]:
     """Return the times of day that a sentence gives to departure or arrival, in minutes."""
     told: dict[str, set[int]] = {"leaveAt": set(), "arriveBy": set(), "": set()}
     about = ""
+    text = _RANGE.sub(r"leaves \1, arrives \2", text)
     for match in _TIMETABLE.finditer(text):
         if match["time"] is None:
             about = match.lastgroup or ""
@@ -212,7 +255,8 @@ def _times(attribute: str, text: str) -> set[int]:
 
 def _stars(text: str) -> set[str]:
     """Return the numbers of stars in a text."""
-    words = ("zero", "one", "two", "three", "four", "five")
+    words = _NUMBERS[:6]
+    text = re.sub(r"\b([\w.]{1,5}) ?(?:out of|/) ?(?:5|five)(?= stars?\b)", r"\1", text)
     number = rf"\b(\d|{'|'.join(words)})"
     found = re.findall(rf"{number}[ -]{{0,3}}stars?\b", text)
     found += re.findall(rf"\bstars?\b[^.!?\n]{{0,20}}?{number}\b(?! ?-? ?stars?)", text)
@@ -309,21 +353,39 @@ _LABELS: dict[str, tuple[str, Iterable[str]]] = {
     "area": (r"area|part of town", ("area",)),
     "food": (r"(?:kind of )?food|cuisine", ("food",)),
     "type": (r"type", ("type", "food")),
-    "stars": (r"(?:number of )?stars|rating", ("stars",)),
+    "stars": (r"number of stars|(?<!\w[ -])stars|rating", ("stars",)),
     "duration": (r"travel time|duration", ("duration",)),
     "times": (r"(?:departure|arrival) time", ("leaveAt", "arriveBy")),
     "train": (r"train (?:number|id)", ("trainID",)),
-    "reference": (r"ref|reference(?: number)?|confirmation(?: number)?|booking number", ()),
+    "reference": (
+        r"fax(?: number)?|ref|reference(?: number)?|confirmation(?: number)?|booking number",
+        (),
+    ),
 }
 """What attributes are called, and which of them each name can mean."""
 
 _LABEL = re.compile(
     rf"\b(?:{'|'.join(f'(?P<{name}>{label})' for name, (label, _) in _LABELS.items())})"
-    r"\W{0,3}(?:is|was|are)?\W{0,3}(?:the |at |an? )?$"
+    r"\W{0,3}(?:is|was|are)?\W{0,3}(?:the |an? )?$"
 )
+
+
+_NOT_IT = re.compile(
+    r"\b(?:near|nearly|opposite|next to|close to|similar to|than|but|changed from|differs? from"
+    r"|at least|at most|up to|non|minus|over|under|below|above|twice|double|half of|avoid"
+    r"|beware of|fewer|comes after|rhymes with|(?:discount|deposit|parking|taxi|coffee"
+    r"|book)(?: \w{1,6}){0,3})\W{1,3}$"
+)
+"""Words after which a value is none."""
+
+
+def _is_qualified(text: str, start: int) -> bool:
+    return _NOT_IT.search(text, max(0, start - 40), start) is not None
 
 
 def _is_of_another(attribute: str, text: str, start: int) -> bool:
     """Whether the value that begins at ``start`` is called something else: "postcode: 01..."."""
+    if _is_qualified(text, start):
+        return True
     label = _LABEL.search(text, max(0, start - 60), start)
     return label is not None and attribute not in _LABELS[label.lastgroup or ""][1]
