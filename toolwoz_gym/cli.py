@@ -222,7 +222,7 @@ def check_choices(options: object) -> None:
         parts = (hint,) if get_origin(hint) is Literal else get_args(hint)
         choices = [c for part in parts if get_origin(part) is Literal for c in get_args(part)]
         value = getattr(options, name)
-        if choices and value not in choices and not (value is None and type(None) in parts):
+        if choices and value not in choices and type(value) not in parts:
             raise UsageError(f"there is no {name} {value!r}: choose {', '.join(map(str, choices))}")
 
 
