@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from threading import current_thread, main_thread
-from types import FrameType
+from types import FrameType, UnionType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from toolwoz_gym.types import UsageError
@@ -213,16 +213,23 @@ def check_choices(options: object) -> None:
     A command line refuses it by itself. This is for options that are built in code.
 
     Args:
-        options: A dataclass; what is declared as a ``Literal``, or a union of some, is checked.
+        options: A dataclass; what is declared as a ``Literal``, or a union of some (and None), is
+            checked.
 
     Raises:
         UsageError: It has such a value.
     """
-    for name, hint in get_type_hints(type(options)).items():
-        parts = (hint,) if get_origin(hint) is Literal else get_args(hint)
+    kind = type(options)
+    if getattr(sys.modules.get(kind.__module__), kind.__name__, None) is not kind:
+        return  # another process has sent its class, without the module: it was checked there
+    for name, hint in get_type_hints(kind).items():
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         choices = [c for part in parts if get_origin(part) is Literal for c in get_args(part)]
+        others = {part for part in parts if get_origin(part) is not Literal}
+        known = [*choices, None] if others else choices
         value = getattr(options, name)
-        if choices and value not in choices and type(value) not in parts:
+        # Where others stand beside them, as in int | Literal["all"], any value may be right.
+        if choices and others <= {type(None)} and value not in known:
             raise UsageError(f"there is no {name} {value!r}: choose {', '.join(map(str, choices))}")
 
 
