@@ -166,9 +166,10 @@ def run(options: EvaluateOptions) -> None:
         write_json(options.run / "summary.json", {**config, **lost, **asdict(comparison)})
         if comparison.results:
             write_text(options.run / "evaluation.md", _markdown(options, number, world, comparison))
-            print(f"tables and trajectories are in {options.run}")
     except OSError as error:
         raise cannot_write(options.run, error) from None
+    if comparison.results:
+        print(f"tables and trajectories are in {options.run}")
     if tally.interrupted:
         raise KeyboardInterrupt
     missing = tally.episodes - tally.played.total()

@@ -109,8 +109,11 @@ def measure(options: NoiseOptions) -> list[Level]:
     number = how_many(options.tasks, there, f"the split {options.split!r}")
     cases = [(v, agent, noise) for v in VERSIONS for agent in AGENTS for noise in options.levels]
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        played = pool.map(_measure, repeat(options), repeat(number), cases)
-        return list(watched(played, len(cases), "cases"))
+        try:
+            played = pool.map(_measure, repeat(options), repeat(number), cases)
+            return list(watched(played, len(cases), "cases"))
+        finally:  # an interrupt does not wait for what has not begun
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _measure(options: NoiseOptions, number: int, case: tuple[int, str, float]) -> Level:

@@ -31,7 +31,7 @@ _EXTRAS = {
     **dict.fromkeys(("tyro", "yaml", "rich", "matplotlib"), "cli"),
     **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors"), "train"),
     **dict.fromkeys(("huggingface_hub", "peft", "trl", "datasets", "accelerate", "gguf"), "train"),
-    **dict.fromkeys(("openai", "tenacity"), "openai"),
+    **dict.fromkeys(("tenacity", "truststore"), "openai"),
 }
 """Which extra of setup.cfg brings a package."""
 
