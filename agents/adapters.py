@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 
-_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 _TEMPLATE = "chat_template.jinja"
 
@@ -120,8 +120,8 @@ def check_adapter(base: str, adapter: str) -> bool:
     from peft import PeftConfig, PeftModel, load_peft_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if not any((Path(adapter) / name).is_file() for name in _WEIGHTS):
-        raise UsageError(f"{adapter} has no weights: there is no {_WEIGHTS[0]}")
+    if not any((Path(adapter) / name).is_file() for name in WEIGHTS):
+        raise UsageError(f"{adapter} has no weights: there is no {WEIGHTS[0]}")
     with loading(f"no model can be loaded from {base}"), torch.device("meta"):
         known = AutoConfig.from_pretrained(base, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(known, trust_remote_code=False)

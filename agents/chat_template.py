@@ -16,7 +16,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agents.tool_formats import template_errors, tool_schema
-from toolwoz_gym.types import ToolSpec, UsageError
+from toolwoz_gym.types import ToolSpec, UsageError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,10 +92,9 @@ def rendered(
     try:
         return tokenizer.apply_chat_template(list(chat), tools=tools, **how)
     except template_errors() as error:
-        why = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses the chat ({why}): "
-            f"take {'--tool-format text' if tools else 'another model'}"
+            f"the chat template of {tokenizer.name_or_path!r} refuses the chat "
+            f"({one_line(error)}): take {'--tool-format text' if tools else 'another model'}"
         ) from error
 
 

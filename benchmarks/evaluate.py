@@ -19,7 +19,6 @@ from toolwoz_gym import make_env
 from toolwoz_gym.cli import Count, how_many
 from toolwoz_gym.records import (
     RunFolder,
-    cannot_write,
     check_replay,
     parse_json,
     read_config,
@@ -162,13 +161,10 @@ def run(options: EvaluateOptions) -> None:
             user_faults=result.user_faults,
         ):
             print(f"{result.model}: {line}" if len(players) > 1 else line)
-    try:
-        write_json(options.run / "summary.json", {**config, **lost, **asdict(comparison)})
-        if comparison.results:
-            write_text(options.run / "evaluation.md", _markdown(options, number, world, comparison))
-            print(f"tables and trajectories are in {options.run}")
-    except OSError as error:
-        raise cannot_write(options.run, error) from None
+    write_json(options.run / "summary.json", {**config, **lost, **asdict(comparison)})
+    if comparison.results:
+        write_text(options.run / "evaluation.md", _markdown(options, number, world, comparison))
+        print(f"tables and trajectories are in {options.run}")
     if tally.interrupted:
         raise KeyboardInterrupt
     missing = tally.episodes - tally.played.total()

@@ -31,7 +31,7 @@ from toolwoz_gym.cli import Count, how_many
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.pools import as_finished
 from toolwoz_gym.progress import phase
-from toolwoz_gym.records import RunFolder, cannot_write, read_log, write_json, write_text
+from toolwoz_gym.records import RunFolder, read_log, replacing, write_json, write_text
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import Task, UsageError
 
@@ -145,12 +145,9 @@ def run(options: EfficiencyOptions) -> None:
     figures = {n: _figures(records, n) for n in options.only}
     table = tabulate(figures, options)
     print(f"\n{fitted(table)}", flush=True)
-    try:
-        write_json(options.run / "summary.json", {**config, "figures": _plain(figures)})
-        write_text(options.run / "search_efficiency.md", table.markdown() + "\n")
-        draw(records, options, options.run / "search_efficiency.png")
-    except OSError as error:
-        raise cannot_write(options.run, error) from None
+    write_json(options.run / "summary.json", {**config, "figures": _plain(figures)})
+    write_text(options.run / "search_efficiency.md", table.markdown() + "\n")
+    draw(records, options, options.run / "search_efficiency.png")
     print(f"table and plot are in {options.run}")
 
 
@@ -324,7 +321,8 @@ def draw(records: Sequence[Mapping[str, Any]], options: EfficiencyOptions, file:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(file, dpi=150, metadata={"Software": None})
+    with replacing(file) as part:
+        figure.savefig(part, format="png", dpi=150, metadata={"Software": None})
     pyplot.close(figure)
 
 

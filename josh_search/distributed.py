@@ -35,7 +35,7 @@ from josh_search.search import SearchOptions
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.env import DialogueEnv, find_task
 from toolwoz_gym.pools import interrupts_as_none, map_beside
-from toolwoz_gym.types import Usage, UsageError
+from toolwoz_gym.types import Usage, UsageError, one_line
 
 DEATHS = 3
 """A worker that dies so often in a row, without a tree, is not replaced any more; and a tree that
@@ -117,8 +117,7 @@ def open_ray(
     except SystemExit:  # Ray's, when whoever is there has said nothing sensible for minutes
         raise UsageError(f"no Ray cluster answers at {found}") from None
     except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"cannot reach the Ray cluster {address!r}: {reason}") from None
+        raise UsageError(f"cannot reach the Ray cluster {address!r}: {one_line(error)}") from None
     try:
         gpus = _gpus() if gpus is None else gpus
         room = _count_room(gpus, cpus)

@@ -239,7 +239,7 @@ def play(server: ChatServer, reason: Any, text: str | None = "Your number is 4")
 def test_other_names_of_length(server: ChatServer, reason: Any) -> None:
     said = play(server, reason)
     assert (said.content, said.cut_off) == ("Your number is 4", True)
-    assert play(server, reason, None).mistake == "empty"
+    assert play(server, reason, None).mistake == "only thoughts"
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ TRAIN = "torch,transformers,tokenizers,safetensors,huggingface_hub,peft,trl,data
         (TRAIN, "benchmarks evaluate", "transformers is not installed: [train]"),
         ("rich", "josh_search harvest --agent expert", "rich is not installed: [cli]"),
         ("matplotlib", "benchmarks noise --plot x.png", "matplotlib is not installed: [cli]"),
-        ("openai", "josh_search harvest --backend openai --model m", "openai is not "),
+        ("tenacity", "josh_search harvest --backend openai --model m", "tenacity is not "),
         ("ray", "josh_search harvest --engine ray --agent expert", "Ray is not installed: [ray]"),
     ],
 )

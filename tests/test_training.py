@@ -550,7 +550,7 @@ def test_a_model_that_computes_no_numbers_is_refused_at_the_first_step(tiny, tmp
     broken = tmp_path / "broken"
     shutil.copytree(tiny, broken)
     weights = load_file(broken / "model.safetensors")
-    next(w for n, w in weights.items() if n.endswith("down_proj.weight"))[0, 0] = float("nan")
+    weights["model.embed_tokens.weight"][8:] = float("nan")  # loading tries the first few tokens
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     run = run_folder(tmp_path / "run", toy_rows())
     tries = "--dtype float32" if dtype == "bfloat16" else "another --model"

@@ -19,7 +19,7 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from toolwoz_gym.types import UsageError
+from toolwoz_gym.types import UsageError, one_line
 
 Command: TypeAlias = tuple[type, Callable[[Any], object]]
 """An options dataclass, with a docstring under each field, and the function that takes it."""
@@ -31,7 +31,7 @@ _EXTRAS = {
     **dict.fromkeys(("tyro", "yaml", "rich", "matplotlib"), "cli"),
     **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors"), "train"),
     **dict.fromkeys(("huggingface_hub", "peft", "trl", "datasets", "accelerate", "gguf"), "train"),
-    **dict.fromkeys(("openai", "tenacity"), "openai"),
+    **dict.fromkeys(("tenacity", "truststore"), "openai"),
 }
 """Which extra of setup.cfg brings a package."""
 
@@ -213,7 +213,7 @@ def check_choices(options: object) -> None:
     A command line refuses it by itself. This is for options that are built in code.
 
     Args:
-        options: A dataclass; what is declared as a ``Literal``, or a union of some, is checked.
+        options: A dataclass; what is declared as a ``Literal`` is checked.
 
     Raises:
         UsageError: It has such a value.
@@ -222,7 +222,8 @@ def check_choices(options: object) -> None:
         parts = (hint,) if get_origin(hint) is Literal else get_args(hint)
         choices = [c for part in parts if get_origin(part) is Literal for c in get_args(part)]
         value = getattr(options, name)
-        if choices and value not in choices and not (value is None and type(None) in parts):
+        others = tuple(part for part in parts if isinstance(part, type))
+        if choices and value not in choices and not isinstance(value, others):
             raise UsageError(f"there is no {name} {value!r}: choose {', '.join(map(str, choices))}")
 
 
@@ -283,7 +284,7 @@ def _flags(file: Path, options_class: type) -> list[str]:
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{file} is not YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file} must hold a mapping of option names to values")
     known = [field.name for field in dataclasses.fields(options_class)]

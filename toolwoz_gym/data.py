@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from toolwoz_gym.types import UsageError
+from toolwoz_gym.types import UsageError, one_line
 
 MAX_ARCHIVE = 256 << 20
 """Largest archive and largest download, in bytes."""
@@ -232,7 +232,7 @@ def _reason(error: BaseException) -> str:
         return str(error.reason)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _show(url: str, data: bytearray, *, end: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -16,16 +17,14 @@ import torch
 from safetensors import SafetensorError
 from transformers import PrinterCallback
 
+from agents.adapters import WEIGHTS
 from toolwoz_gym.progress import LiveLine
-from toolwoz_gym.records import provenance, write_json
+from toolwoz_gym.records import provenance
 from toolwoz_gym.types import UsageError
 from training.curve import Curve, NotFinite, write_curve
 from training.options import TrainOptions
 from training.output import RECORD, Stopped
 from training.policy import Policy, compute_dtype, save_adapter
-
-WEIGHTS = "adapter_model.safetensors"
-"""What PEFT calls the file of an adapter's weights."""
 
 _RECORDS = 1 << 20
 """Bytes for what is written beside the weights."""
@@ -120,7 +119,7 @@ def reserve(stage: Path, model: Any, dtype: str) -> None:
     weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     size = weights * getattr(torch, dtype).itemsize + _RECORDS
     try:
-        with open(stage / WEIGHTS, "wb") as file:
+        with open(stage / WEIGHTS[0], "wb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         raise UsageError(
@@ -192,7 +191,8 @@ def write_output(
     def write(folder: Path) -> None:
         save_adapter(trainer.model, policy, options.save_dtype, folder)
         write_curve(curve.rows, folder, f"{record['kind'].upper()} of {options.model}")
-        write_json(folder / RECORD, record)
+        written = json.dumps(record, indent=2, allow_nan=False)
+        (folder / RECORD).write_text(f"{written}\n", "utf-8")
 
     try:
         write(stage)

@@ -52,7 +52,7 @@ from agents.models import (
     pick_dtype,
     resolve,
 )
-from toolwoz_gym.types import ToolSpec, Usage, UsageError
+from toolwoz_gym.types import ToolSpec, Usage, UsageError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -272,7 +272,7 @@ class TransformersBackend:
         error = call.done.exception()
         if error is not None:
             kind = RunStopped if isinstance(error, FloatingPointError) else BackendError
-            raise kind(f"the model failed: {error}") from error
+            raise kind(f"the model failed: {one_line(error)}") from error
         seconds = time.perf_counter() - began
         usage = Usage(len(tokens), len(call.written), call.cached, calls=1, seconds=seconds)
         stopped = call.written[-1] in self._stops
