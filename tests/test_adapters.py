@@ -311,10 +311,10 @@ def test_what_training_writes_can_be_read_by_others(base: Path, tmp_path: Path) 
 def test_a_template_beside_an_adapter_is_used_and_kept(adapter: Path, base: Path) -> None:
     chat = [{"role": "user", "content": "Hi"}]
     before = adapter_digest(str(adapter))
-    (adapter / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    (adapter / "chat_template.jinja").write_text("<first>" + TEMPLATE)
     assert adapter_digest(str(adapter)) != before
     tokenizer = load_tokenizer(resolve(str(adapter)))
-    assert tokenizer.apply_chat_template(chat, tokenize=False) == "Hi!"
+    assert tokenizer.apply_chat_template(chat, tokenize=False).startswith("<first><|user|>Hi")
     (adapter / "chat_template.jinja").write_text("<new>" + TEMPLATE)
     again = load_tokenizer(resolve(str(sft(str(adapter), adapter.parent / "further"))))
     assert again.apply_chat_template(chat, tokenize=False).startswith("<new><|user|>Hi")

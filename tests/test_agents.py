@@ -545,7 +545,7 @@ def test_prompts_only_ever_grow(tools: tuple[ToolSpec, ...], max_outputs: int) -
             assert ("user", "user") not in pairwise(roles)
             said = [message.role for message in path]
             silences += ("tool", "user") in pairwise(said)
-    assert silences > 10
+    assert silences > 5
 
 
 @pytest.mark.parametrize("tools", [(), TOOLS], ids=["text", "native"])

@@ -370,7 +370,8 @@ def test_a_dead_machines_trees_are_grown_elsewhere(
 def test_the_command_goes_on_after_an_interrupt(machines: Machines, tmp_path: Path) -> None:
     """On the machine that is left; and SIGTERM, of which Ray has its own idea, is one too."""
     alone, broken = tmp_path / "alone", tmp_path / "broken"
-    options = ["harvest", "--strategy", "josh", "--agent", "random", "--beam", "4", "--tasks", "60"]
+    options = ["harvest", "--env", "ToolWOZ-v0", "--strategy", "josh", "--agent", "random"]
+    options += ["--beam", "4", "--tasks", "60"]
     assert main([*options, "--run", str(alone)]) == 0
     options += ["--engine", "ray", "--ray-address", machines.address, "--run", str(broken)]
     with subprocess.Popen(

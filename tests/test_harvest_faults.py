@@ -50,6 +50,8 @@ COMMAND = [
     "josh",
     "--agent",
     "random",
+    "--env",
+    "ToolWOZ-v0",
     "--world",
     "builtin:domains=1",
     "--beam",

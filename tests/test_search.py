@@ -396,6 +396,10 @@ def test_silence_can_meet_a_goal() -> None:
 # --- options ---------------------------------------------------------------------------------
 
 
+def test_a_number_or_a_word_is_no_choice_of_words() -> None:
+    assert HarvestOptions(tasks=24).tasks == 24 and HarvestOptions(tasks="all").tasks == "all"
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -213,16 +213,19 @@ def check_choices(options: object) -> None:
     A command line refuses it by itself. This is for options that are built in code.
 
     Args:
-        options: A dataclass; what is declared as a ``Literal`` is checked.
+        options: A dataclass; what is declared as a ``Literal`` is checked, in a union too.
 
     Raises:
         UsageError: It has such a value.
     """
-    for name, hint in get_type_hints(type(options)).items():
+    kind = type(options)
+    if getattr(sys.modules.get(kind.__module__), kind.__name__, None) is not kind:
+        return  # another process has sent its class, without the module: it was checked there
+    for name, hint in get_type_hints(kind).items():
         parts = (hint,) if get_origin(hint) is Literal else get_args(hint)
         choices = [c for part in parts if get_origin(part) is Literal for c in get_args(part)]
+        others = tuple(part for part in parts if isinstance(part, type))  # int, or that of None
         value = getattr(options, name)
-        others = tuple(part for part in parts if isinstance(part, type))
         if choices and value not in choices and not isinstance(value, others):
             raise UsageError(f"there is no {name} {value!r}: choose {', '.join(map(str, choices))}")
 
