@@ -27,7 +27,7 @@ from josh_search.rows import make_rows
 from josh_search.search import SearchOptions, search
 from josh_search.tree import tree_to_json
 from toolwoz_gym import make_env
-from toolwoz_gym.cli import Count, how_many
+from toolwoz_gym.cli import Count, check_counts, how_many
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.pools import as_finished
 from toolwoz_gym.progress import phase
@@ -96,9 +96,7 @@ def run(options: EfficiencyOptions) -> None:
         UsageError: An option makes no sense, or the run folder cannot be used.
         BackendError: A model did not answer. What was finished is in the folder.
     """
-    for name in ("seeds", "budget", "trees"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"{name} must be at least 1")
+    check_counts(options, "seeds", "budget", "trees")
     import matplotlib  # noqa: F401 - is missed now, not when all is measured
 
     options.check_play()

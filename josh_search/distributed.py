@@ -119,7 +119,7 @@ def open_ray(
     except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
         raise UsageError(f"cannot reach the Ray cluster {address!r}: {one_line(error)}") from None
     try:
-        gpus = _gpus() if gpus is None else gpus
+        gpus = int("GPU" in ray.cluster_resources()) if gpus is None else gpus
         room = _count_room(gpus, cpus)
         yield RayEngine(plan, journal, check_budget, workers=workers or room, gpus=gpus, cpus=cpus)
     finally:
@@ -146,19 +146,8 @@ def _find(address: str) -> str:
     return f"{host}:{port}"
 
 
-def _gpus() -> int:
-    """Return how many GPUs a worker has if nobody has said so."""
-    import ray
-
-    return int("GPU" in ray.cluster_resources())
-
-
 def _count_room(gpus: int, cpus: int) -> int:
-    """Return how many workers the machines have room for; where they need no GPU, one each.
-
-    Raises:
-        UsageError: None.
-    """
+    """Return how many workers the machines have room for; where they need no GPU, one each."""
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]

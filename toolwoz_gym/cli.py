@@ -207,6 +207,18 @@ def _fitting() -> Iterator[None]:
         sys.stdout.write("\n".join(lines) + box + boxes)
 
 
+def check_counts(options: object, *names: str) -> None:
+    """Refuse options that are less than 1. One that is None is left to somebody else.
+
+    Raises:
+        UsageError: One of these is.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1")
+
+
 def check_choices(options: object) -> None:
     """Refuse a value that an option of a few values cannot have: ``__post_init__`` of options.
 

@@ -105,17 +105,8 @@ def learned_positions_only() -> Iterator[None]:
         trl.trainer.utils._use_triton = original
 
 
-def reserve(stage: Path, model: Any, dtype: str) -> None:
-    """Take the room on the disk that the adapter will need, before hours are spent on it.
-
-    Args:
-        stage: The folder that the adapter will be written to.
-        model: The PeftModel to train.
-        dtype: "float32" or "bfloat16", as the adapter will be stored.
-
-    Raises:
-        UsageError: There is no room, or a file may not be so large.
-    """
+def _reserve(stage: Path, model: Any, dtype: str) -> None:
+    """Take the room on the disk that the adapter will need, before hours are spent on it."""
     weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     size = weights * getattr(torch, dtype).itemsize + _RECORDS
     try:
@@ -127,14 +118,11 @@ def reserve(stage: Path, model: Any, dtype: str) -> None:
         ) from None
 
 
-def run(trainer: Any) -> tuple[Curve, float]:
+def _run(trainer: Any) -> tuple[Curve, float]:
     """Train to the end, or until a figure is no number, with a live line.
 
     Returns:
         The course of the training, and its seconds.
-
-    Raises:
-        UsageError: The model itself computes no numbers.
     """
     trainer.remove_callback(PrinterCallback)
     start = time.monotonic()
@@ -156,7 +144,7 @@ def run(trainer: Any) -> tuple[Curve, float]:
     return curve, time.monotonic() - start
 
 
-def write_output(
+def train(
     stage: Path,
     *,
     trainer: Any,
@@ -164,18 +152,19 @@ def write_output(
     options: TrainOptions,
     record: dict[str, Any],
     dropped: Counter[str],
-    curve: Curve,
-    seconds: float,
 ) -> dict[str, Any]:
-    """Write the adapter, the record and the curve.
+    """Train, and write the adapter, the record and the curve.
 
     Returns:
         The record, as ``training.json`` holds it.
 
     Raises:
         Stopped: All is written, but the training had to end before its last step.
-        UsageError: They cannot be written there; if possible, they are somewhere else.
+        UsageError: The model itself computes no numbers, or there is no room for the adapter. If
+            what was trained cannot be written there, it is somewhere else, where that is possible.
     """
+    _reserve(stage, trainer.model, options.save_dtype)
+    curve, seconds = _run(trainer)
     record = {
         **record,
         **({"stopped": curve.stopped} if curve.stopped else {}),

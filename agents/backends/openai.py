@@ -272,7 +272,7 @@ class OpenAIBackend:
         self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec]
     ) -> dict[str, Any]:
         """Return the parameters of a request."""
-        chat = [_plain(message) for message in prompt]
+        chat = [{**message, "content": encodable(message["content"])} for message in prompt]
         request: dict[str, Any] = {
             "model": self._model,
             "messages": [in_protocol(message) for message in native_chat(chat)] if tools else chat,
@@ -417,22 +417,13 @@ class OpenAIBackend:
         return _without_keys(f"{self._name}: {said}")
 
 
-def _plain(message: ChatMessage) -> ChatMessage:
-    """Write a message as text."""
-    return {"role": message["role"], "content": encodable(message["content"])}
-
-
 def _stated(usage: Usage) -> Usage:
     """Return what a bad answer cost: a proxy's, perhaps, and nobody says that it was billed."""
     return Usage() if usage.tokens is None else usage
 
 
 def _address(base_url: str) -> SplitResult:
-    """Read the address of a server, with or without the end that all have in common.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """Read the address of a server, with or without the end that all have in common."""
     try:
         address = urlsplit(base_url.strip())
         fits = address.port != 0
