@@ -38,7 +38,7 @@ from agents.backends.retry import (
 )
 from agents.backends.spending import OPENAI, Budget, Price, is_openai, prices
 from agents.backends.transport import LARGEST, BrokenAnswer, Connections
-from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
+from agents.base import BackendError, ChatMessage, Closing, Completion, RunStopped, Sampling
 from agents.tool_formats import encodable, in_protocol, native_chat, tool_schema
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
@@ -78,7 +78,7 @@ class _Options(TypedDict, total=False):
     price: Price | None
 
 
-class OpenAIBackend:
+class OpenAIBackend(Closing):
     """A model behind the chat completions protocol."""
 
     def __init__(
@@ -259,14 +259,6 @@ class OpenAIBackend:
             if times > 1:
                 _log.warning("%s", self._line(f"{times:,} times: {oddity}"))
         self._oddities.clear()
-
-    def __enter__(self) -> Self:
-        """Return the backend itself."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Close the backend."""
-        self.close()
 
     def _request(
         self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec]

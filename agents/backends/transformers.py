@@ -43,7 +43,7 @@ from agents.backends.chat_tokens import ChatTokens
 from agents.backends.generation import LibraryGeneration, longest_context
 from agents.backends.grammar import Grammars, mask
 from agents.backends.prefix_store import Ints, KeyValues, PrefixStore, common_length
-from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
+from agents.base import BackendError, ChatMessage, Closing, Completion, RunStopped, Sampling
 from agents.models import (
     check_vocabulary,
     load_model,
@@ -144,7 +144,7 @@ class _Call:
         return len(self.prompt) + self.limit - 1 - len(self.columns)
 
 
-class TransformersBackend:
+class TransformersBackend(Closing):
     """A causal language model of the ``transformers`` library."""
 
     def __init__(
@@ -287,14 +287,6 @@ class TransformersBackend:
         with self._lock:
             self._closed = True
         self._worker.shutdown()
-
-    def __enter__(self) -> Self:
-        """Return the backend itself."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Close the backend."""
-        self.close()
 
     def _join(self, call: _Call) -> None:
         """Put a call in line, and wake the worker if it rests."""

@@ -47,7 +47,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from agents.adapters import CONFIG, adapter_digest, chat_files, check_adapter
 from agents.backends.chat_tokens import ChatTokens
-from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
+from agents.base import BackendError, ChatMessage, Closing, Completion, RunStopped, Sampling
 from agents.chat_template import Ends
 from agents.models import base_folder, load_tokenizer, pick_dtype, resolve
 from toolwoz_gym.types import ToolSpec, Usage, UsageError, one_line
@@ -87,7 +87,7 @@ _CPU = {
 """How the engine is set on a CPU."""
 
 
-class VLLMBackend:
+class VLLMBackend(Closing):
     """A causal language model in vLLM's asynchronous engine."""
 
     def __init__(
@@ -258,14 +258,6 @@ class VLLMBackend:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-    def __enter__(self) -> Self:
-        """Return the backend itself."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Close the backend."""
-        self.close()
 
     def _answer(self, tokens: list[int], params: SamplingParams) -> RequestOutput:
         """Have the engine complete a prompt, and wait for it."""
