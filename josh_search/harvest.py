@@ -55,7 +55,7 @@ class Tally:
     malformed: Counter[str] = field(default_factory=Counter)
     """Those of them that were no action, by kind of mistake."""
     user_faults: Counter[str] = field(default_factory=Counter)
-    """Those of them that a fault of the customer's ended, by its kind."""
+    """The dialogues that a fault of the customer's ended, by its kind."""
     usage: dict[str, Usage] = field(default_factory=lambda: {"agent": Usage(), "user": Usage()})
     """What the models of the finished trees took, by role."""
     live: dict[str, int] = field(default_factory=dict)

@@ -19,8 +19,8 @@ the library: see :mod:`agents.backends.generation`.
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 _READ_AT_ONCE = 2048
 """A step reads at most so many new tokens of prompts, or one prompt: that bounds the memory of a
 step, and how long those who write wait for those who join."""
+
+_log = logging.getLogger(__name__)
 
 _GREEDY = 1e-5
 """Temperatures below count as zero."""
@@ -195,10 +197,10 @@ class TransformersBackend(Closing):
             self.context = min(self.context, self._store.capacity)
         else:
             self._max_batch = 1 if exact else max_batch
-            print(
-                f"note: layers of {model.config.model_type} models are not all plain attention to "
-                "the whole text: transformers' own generation runs them, which is slower",
-                file=sys.stderr,
+            _log.warning(
+                "layers of %s models are not all plain attention to the whole text: transformers' "
+                "own generation runs them, which is slower",
+                model.config.model_type,
             )
         self._library = LibraryGeneration(model) if board is None else None
         """What answers the calls that cannot be laid out as columns."""
