@@ -24,6 +24,7 @@ evaluate_takes  := RUN ENV WORLD EVAL_SPLIT EVAL_TASKS MODEL BACKEND SEED FLAGS
 warmstart_takes := FLAGS
 test_takes      := FLAGS
 test-vllm_takes := FLAGS
+test-litellm_takes := FLAGS
 
 goals   := $(or $(MAKECMDGOALS),help)
 taken   := $(foreach goal,$(goals),$($(goal)_takes))

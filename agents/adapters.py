@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 
-_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 _TEMPLATE = "chat_template.jinja"
 
@@ -120,8 +120,8 @@ def check_adapter(base: str, adapter: str) -> bool:
     from peft import PeftConfig, PeftModel, load_peft_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if not any((Path(adapter) / name).is_file() for name in _WEIGHTS):
-        raise UsageError(f"{adapter} has no weights: there is no {_WEIGHTS[0]}")
+    if not any((Path(adapter) / name).is_file() for name in WEIGHTS):
+        raise UsageError(f"{adapter} has no weights: there is no {WEIGHTS[0]}")
     with loading(f"no model can be loaded from {base}"), torch.device("meta"):
         known = AutoConfig.from_pretrained(base, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(known, trust_remote_code=False)
@@ -151,17 +151,9 @@ def check_adapter(base: str, adapter: str) -> bool:
                 f"{misfit}: {len(names)} {what}, the first is {names[0]}; take the base that it "
                 "was trained on"
             )
-    changed = fitted.base_model.targeted_module_names
-    kinds = {_LAYER.sub(".#.", name, count=1) for name in changed}
-    alike = (name for name in places.values() if _LAYER.sub(".#.", name, count=1) in kinds)
-    layers, there = _layers(changed), _layers(alike)
-    listed = not isinstance(getattr(config, "target_modules", None), str)
-    listed = listed and getattr(config, "layers_to_transform", None) is None
-    if listed and len(layers) < len(there) and layers == there[: len(layers)]:
-        raise UsageError(
-            f"{misfit}: it is for the first {len(layers)} of {len(there)} layers, as that of a "
-            f"shallower model; if that is meant, list them in {CONFIG} as layers_to_transform"
-        )
+    chosen = isinstance(getattr(config, "target_modules", None), str)
+    if not chosen and getattr(config, "layers_to_transform", None) is None:
+        _check_depth(misfit, fitted.base_model.targeted_module_names, places.values())
     own = (f"{embedding}.weight", f"{embedding}.base_layer.weight", "trainable_tokens_delta")
     brings = any(key.endswith(own) for key in keys)
     if added and not brings:
@@ -172,17 +164,30 @@ def check_adapter(base: str, adapter: str) -> bool:
     return brings
 
 
-def _layers(names: Iterable[str]) -> list[int]:
-    """Return the numbers of the layers that these modules are in, in their order."""
-    return sorted({int(found[1]) for found in map(_LAYER.search, names) if found})
+def _check_depth(misfit: str, changed: Iterable[str], modules: Iterable[str]) -> None:
+    """Refuse an adapter of a shallower model: it changes the first layers alone.
+
+    Args:
+        misfit: What messages say first.
+        changed: The modules that it changes.
+        modules: All modules that there are.
+    """
+
+    def layers(names: Iterable[str]) -> list[int]:
+        return sorted({int(found[1]) for found in map(_LAYER.search, names) if found})
+
+    kinds = {_LAYER.sub(".#.", name, count=1) for name in changed}
+    there = layers(name for name in modules if _LAYER.sub(".#.", name, count=1) in kinds)
+    found = layers(changed)
+    if len(found) < len(there) and found == there[: len(found)]:
+        raise UsageError(
+            f"{misfit}: it is for the first {len(found)} of {len(there)} layers, as that of a "
+            f"shallower model; if that is meant, list them in {CONFIG} as layers_to_transform"
+        )
 
 
 def _own_tokenizer(adapter: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer in an adapter's folder.
-
-    Raises:
-        UsageError: It cannot be loaded.
-    """
+    """Load the tokenizer in an adapter's folder."""
     from transformers import AutoTokenizer
 
     with loading(f"no tokenizer can be loaded from {adapter}"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, Self, TypeAlias
 
 from toolwoz_gym.types import Message, Task, ToolSpec, Usage
 
@@ -70,6 +71,20 @@ class Backend(Protocol):
             BackendError: There is no answer to be had.
         """
         ...
+
+
+class Closing(ABC):
+    """A backend that is its own context, and is closed at its end."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take no more calls, and give back what they needed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class Agent(Protocol):

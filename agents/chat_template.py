@@ -16,7 +16,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agents.tool_formats import template_errors, tool_schema
-from toolwoz_gym.types import ToolSpec, UsageError
+from toolwoz_gym.types import ToolSpec, UsageError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,11 +55,8 @@ _PARTS = (
     "{%- endfor -%}{%- set messages = in_parts.all %}\n"
 )
 _HELP = {
-    "": "",
     _FOLD: "the system prompt is put before the user's first message",
     _PARTS: "texts are given as lists of parts",
-    _FOLD + _PARTS: "the system prompt is put before the user's first message, and texts are given "
-    "as lists of parts",
 }
 """What makes a template show all messages that would not without it, and what it does."""
 
@@ -92,10 +89,9 @@ def rendered(
     try:
         return tokenizer.apply_chat_template(list(chat), tools=tools, **how)
     except template_errors() as error:
-        why = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses the chat ({why}): "
-            f"take {'--tool-format text' if tools else 'another model'}"
+            f"the chat template of {tokenizer.name_or_path!r} refuses the chat "
+            f"({one_line(error)}): take {'--tool-format text' if tools else 'another model'}"
         ) from error
 
 
@@ -186,7 +182,8 @@ def fit(tokenizer: PreTrainedTokenizerBase) -> None:
     talk = [{"role": ("user", "assistant")[i % 2], "content": ""} for i in range(_MESSAGES)]
     chat = [{"role": "system", "content": ""}, *talk]
     why = ""
-    for before, help_ in _HELP.items():
+    for helps in ((), (_FOLD,), (_PARTS,), (_FOLD, _PARTS)):
+        before = "".join(helps)
         tokenizer.chat_template = (
             {key: before + text for key, text in template.items()}
             if isinstance(template, dict)
@@ -200,8 +197,9 @@ def fit(tokenizer: PreTrainedTokenizerBase) -> None:
             why = why or str(error)
             continue
         if not missing:
-            if help_:
-                _say(f"the chat template of {name!r} does not show all by itself: {help_}")
+            if helps:
+                done = ", and ".join(_HELP[before] for before in helps)
+                _say(f"the chat template of {name!r} does not show all by itself: {done}")
             return
         why = why or (
             f"the chat template of {name!r} leaves out {', '.join(missing)}: take another model"

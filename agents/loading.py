@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pickle import PickleError
 from struct import error as StructError
 
-from toolwoz_gym.types import UsageError
+from toolwoz_gym.types import UsageError, one_line
 
 
 @contextmanager
@@ -42,20 +42,18 @@ def loading(failure: str) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """Return what an error of a library says, in one line, for those who cannot mend the code."""
-    said = " ".join(str(error).split())
-    if "trust_remote_code" in said:
+    if "trust_remote_code" in str(error):
         return (
             "it comes with code of its own, which is never run here: take a model that "
             "transformers knows by itself"
         )
-    if "ignore_mismatched_sizes" in said:
+    if "ignore_mismatched_sizes" in str(error):
         return "its weights have other shapes than its config.json says"
     if isinstance(error, PickleError):
         return "its weights are damaged, or are code: fetch them anew"
-    said = said if len(said) <= 300 else f"{said[:300]}…"
-    if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
-        return (
-            "its files are damaged, or made for another version of transformers "
-            f"({type(error).__name__}: {said})"
-        )
-    return said
+    if isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
+        return one_line(error)
+    return (
+        "its files are damaged, or made for another version of transformers "
+        f"({type(error).__name__}: {one_line(error)})"
+    )

@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import file_digest
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,8 @@ from agents.adapters import CONFIG, adapted_tokenizer, add_tokens, check_adapter
 from agents.chat_template import fit, rendered
 from agents.loading import loading
 from toolwoz_gym.data import data_folder
-from toolwoz_gym.types import UsageError
+from toolwoz_gym.records import file_digest
+from toolwoz_gym.types import UsageError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -271,7 +271,7 @@ def _refusal_of_hub(name: str) -> str:
         if not isinstance(try_to_load_from_cache(name, "config.json"), str):
             HfApi().model_info(name, timeout=5)
     except (OSError, ValueError, httpx.HTTPError) as error:
-        return f"the hub says: {_line(error)}"
+        return f"the hub says: {one_line(error)}"
     return ""
 
 
@@ -286,17 +286,11 @@ def _bundled_file() -> Path:
 
 def _converted_folder(gguf: Path) -> Path:
     """Return the folder that a GGUF file is converted to, there or not."""
-    with gguf.open("rb") as file:
-        digest = file_digest(file, "sha256").hexdigest()
-    return data_folder() / "models" / f"{gguf.stem}-{digest[:12]}"
+    return data_folder() / "models" / f"{gguf.stem}-{file_digest(gguf)[:12]}"
 
 
 def _converted(gguf: Path) -> Path:
-    """Return the folder that a GGUF file is converted to; convert it if it is not there.
-
-    Raises:
-        UsageError: The file is not a model.
-    """
+    """Return the folder that a GGUF file is converted to; convert it if it is not there."""
     folder = _converted_folder(gguf)
     if folder.is_dir():
         return folder
@@ -339,9 +333,6 @@ def _check_weights(folder: str, model: PreTrainedModel, report: Mapping[str, Any
 
     transformers fills gaps with random weights, and ignores what it has no place for: of that,
     layers as the model has them, but beyond its last, mean that the configuration is another's.
-
-    Raises:
-        UsageError: It is not whole.
     """
 
     def kind(name: str) -> str:
@@ -365,8 +356,3 @@ def _merged(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
 
     with loading(f"the adapter {adapter} does not fit its base"):
         return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-
-
-def _line(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -30,7 +30,7 @@ from agents.models import BUNDLED, BUNDLED_BASE, resolve
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.tool_calling import ToolCallingAgent
 from agents.tool_formats import is_native
-from toolwoz_gym.cli import check_choices
+from toolwoz_gym.cli import check_choices, check_counts
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.progress import phase
@@ -396,9 +396,7 @@ class PlayOptions(AgentOptions):
         Raises:
             UsageError: One does not.
         """
-        for name in ("max_tokens", "user_max_tokens", "concurrency"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1")
+        check_counts(self, "max_tokens", "user_max_tokens", "concurrency")
         for name in ("temperature", "user_temperature"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} must be a number from 0 on")

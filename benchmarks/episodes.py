@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +25,7 @@ from toolwoz_gym.records import (
 )
 from toolwoz_gym.rollout import play
 from toolwoz_gym.seeding import derive
-from toolwoz_gym.types import Episode, Message, Task, UsageError
+from toolwoz_gym.types import Episode, Message, Task
 from toolwoz_gym.users.faults import faults
 
 TRAJECTORIES = "trajectories"
@@ -105,76 +105,83 @@ def play_all(
         UsageError: The folder cannot be written, or has a record that is damaged or of an episode
             that is none of these.
     """
-    tally = Tally(len(players) * len(tasks) * trials)
-    log = folder.log(TRAJECTORIES)
-    finished = set()
-    known = {_key(*episode) for episode in product(players, tasks, range(trials))}
-    try:
-        for record in read_log(log.path, known):
+    episodes = list(product(players, tasks, range(trials)))
+    tally, finished = Tally(len(episodes)), set()
+    with closing(folder.log(TRAJECTORIES)) as log:
+        for record in read_log(log.path, {_key(*episode) for episode in episodes}):
             finished.add(record["key"])
             tally.add(record)
-    except UsageError:
-        log.close()
-        raise
-    watcher.update(tally, None)
+        watcher.update(tally, None)
 
-    def episode(
-        model: str, dialogue: Dialogue, make_agent: AgentFactory, task: Task, trial: int
-    ) -> dict[str, Any]:
-        luck = derive(seed, task.id, trial)
-        played = play(dialogue, make_agent(task), task, seed=luck)
-        return _record(model, trial, played, dialogue)
+        def play_one(
+            model: str,
+            seated: Dialogue,
+            make_agent: AgentFactory,
+            stopped: Event,
+            task: Task,
+            trial: int,
+        ) -> dict[str, Any]:
+            agent = _Stoppable(make_agent(task), stopped)
+            episode = play(seated, agent, task, seed=derive(seed, task.id, trial))
+            return _record(model, trial, episode, seated)
 
-    try:
-        for model, player in players.items():
-            wanted = [
-                (task, trial)
-                for task in tasks
-                for trial in range(trials)
-                if _key(model, task, trial) not in finished
-            ]
-            if not wanted:
-                continue
-            stopped = Event()
-            # Calls in flight are answered, and kept, before the model is closed.
-            with (
-                player(dialogue) as (seated, make_agent),
-                ThreadPoolExecutor(episodes_at_once) as pool,
-            ):
-                make = partial(_stoppable, make_agent, stopped)
-                played = (pool.submit(episode, model, seated, make, *pair) for pair in wanted)
-                try:
-                    with closing(as_finished(played)) as groups:
-                        in_a_row = 0
-                        ended = (
-                            future
-                            for done in groups  # what is finished is kept before an error ends it
-                            for future in sorted(done, key=lambda f: f.exception() is not None)
-                        )
-                        for future in ended:
-                            try:
-                                record = future.result()
-                            except BackendError as error:
-                                in_a_row += 1
-                                if not isinstance(error, RunStopped):
-                                    tally.lost[str(error)] += 1
-                                    watcher.update(tally, None)
-                                if isinstance(error, RunStopped) or in_a_row == MOST_LOST:
-                                    tally.stopped = error
-                                    return tally
-                            else:
-                                in_a_row = 0
-                                log.append(record)
-                                tally.add(record)
-                                watcher.update(tally, record)
-                finally:  # no episode plays to its end
-                    stopped.set()
-                    pool.shutdown(wait=False, cancel_futures=True)
-    except KeyboardInterrupt:
-        tally.interrupted = True
-    finally:
-        log.close()
+        def keep(record: dict[str, Any]) -> None:
+            log.append(record)
+            tally.add(record)
+            watcher.update(tally, record)
+
+        try:
+            for model, player in players.items():
+                wanted = [
+                    (task, trial)
+                    for task, trial in product(tasks, range(trials))
+                    if _key(model, task, trial) not in finished
+                ]
+                if not wanted:
+                    continue
+                # Calls in flight are answered, and kept, before the model is closed.
+                with (
+                    player(dialogue) as (seated, make_agent),
+                    ThreadPoolExecutor(episodes_at_once) as pool,
+                ):
+                    stopped = Event()
+                    one = partial(play_one, model, seated, make_agent, stopped)
+                    try:
+                        _gather((pool.submit(one, *pair) for pair in wanted), tally, watcher, keep)
+                    finally:  # no episode plays to its end
+                        stopped.set()
+                        pool.shutdown(wait=False, cancel_futures=True)
+                if tally.stopped:
+                    break
+        except KeyboardInterrupt:
+            tally.interrupted = True
     return tally
+
+
+def _gather(
+    playing: Iterable[Future[dict[str, Any]]],
+    tally: Tally,
+    watcher: Watcher,
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """Keep what one model plays, until all is played or no model answers any more."""
+    in_a_row = 0
+    with closing(as_finished(playing)) as groups:
+        for done in groups:  # what is finished is kept before an error ends it
+            for future in sorted(done, key=lambda f: f.exception() is not None):
+                try:
+                    record = future.result()
+                except BackendError as error:
+                    in_a_row += 1
+                    if not isinstance(error, RunStopped):
+                        tally.lost[str(error)] += 1
+                        watcher.update(tally, None)
+                    if isinstance(error, RunStopped) or in_a_row == MOST_LOST:
+                        tally.stopped = error
+                        return
+                else:
+                    in_a_row = 0
+                    keep(record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +195,6 @@ class _Stoppable:
         if self.stopped.is_set():
             raise CancelledError
         return self.agent.act(view, seed=seed)
-
-
-def _stoppable(make_agent: AgentFactory, stopped: Event, task: Task) -> Agent:
-    return _Stoppable(make_agent(task), stopped)
 
 
 def _key(model: str, task: Task, trial: int) -> str:

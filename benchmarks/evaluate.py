@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,9 @@ from benchmarks.comparison import Comparison, compare, tables
 from benchmarks.episodes import TRAJECTORIES, play_all
 from benchmarks.progress import Progress, fitted
 from toolwoz_gym import make_env
-from toolwoz_gym.cli import Count, how_many
+from toolwoz_gym.cli import Count, check_counts, how_many
 from toolwoz_gym.records import (
     RunFolder,
-    cannot_write,
     check_replay,
     parse_json,
     read_config,
@@ -95,9 +95,7 @@ def run(options: EvaluateOptions) -> None:
         BackendError: A model did not answer. Episodes that were finished are in the folder, and
             figures of the tasks of which all are.
     """
-    for name in ("trials", "max_steps", "episodes_at_once"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UsageError(f"{name} must be at least 1")
+    check_counts(options, "trials", "max_steps", "episodes_at_once")
     if options.adapter and "model" not in options.given and options.model == BUNDLED:
         options = replace(options, model=_trained_from(options.adapter))
     options.check_play()
@@ -151,24 +149,10 @@ def run(options: EvaluateOptions) -> None:
         raise tally.stopped
     comparison = compare(records, list(players), trials=options.trials)
     lost = {"infra_error": tally.lost.total(), "infra_reasons": dict(tally.lost.most_common())}
-    for table in tables(comparison) if comparison.results else ():
-        print(fitted(table), flush=True)
-    for result in comparison.results:
-        for line in advice(
-            players[result.model],
-            outputs=result.steps,
-            malformed=result.malformed,
-            dialogues=result.tasks * result.trials,
-            user_faults=result.user_faults,
-        ):
-            print(f"{result.model}: {line}" if len(players) > 1 else line)
-    try:
-        write_json(options.run / "summary.json", {**config, **lost, **asdict(comparison)})
-        if comparison.results:
-            write_text(options.run / "evaluation.md", _markdown(options, number, world, comparison))
-    except OSError as error:
-        raise cannot_write(options.run, error) from None
+    _print(comparison, players)
+    write_json(options.run / "summary.json", {**config, **lost, **asdict(comparison)})
     if comparison.results:
+        write_text(options.run / "evaluation.md", _markdown(options, number, world, comparison))
         print(f"tables and trajectories are in {options.run}")
     if tally.interrupted:
         raise KeyboardInterrupt
@@ -182,6 +166,21 @@ def run(options: EvaluateOptions) -> None:
         raise UsageError(said) if asked.backend == "canned" else BackendError(said)
     if asked.backend == "canned":
         check_replay(Path(asked.model) / trajectories.name, trajectories)
+
+
+def _print(comparison: Comparison, players: Mapping[str, PlayOptions]) -> None:
+    """Print the tables of an evaluation, and what to do about outputs that were lost."""
+    for table in tables(comparison) if comparison.results else ():
+        print(fitted(table), flush=True)
+    for result in comparison.results:
+        for line in advice(
+            players[result.model],
+            outputs=result.steps,
+            malformed=result.malformed,
+            dialogues=result.tasks * result.trials,
+            user_faults=result.user_faults,
+        ):
+            print(f"{result.model}: {line}" if len(players) > 1 else line)
 
 
 def _trained_from(adapter: Path) -> str:

@@ -21,9 +21,9 @@ from benchmarks.comparison import Table, percent
 from benchmarks.metrics import Estimate, Floats, mean, success_rate
 from benchmarks.progress import fitted
 from toolwoz_gym import Dialogue, load_world
-from toolwoz_gym.cli import Count, how_many
+from toolwoz_gym.cli import Count, check_counts, how_many
 from toolwoz_gym.progress import watched
-from toolwoz_gym.records import check_file
+from toolwoz_gym.records import check_file, replacing
 from toolwoz_gym.rollout import play
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import UsageError
@@ -86,10 +86,7 @@ def run(options: NoiseOptions) -> None:
     levels = measure(options)
     print(fitted(table(levels)))
     if options.plot is not None:
-        try:
-            draw(levels, options.plot)
-        except OSError as error:
-            raise UsageError(f"cannot write {options.plot}: {error.strerror}") from None
+        draw(levels, options.plot)
         print(f"the plot is in {options.plot}")
 
 
@@ -103,8 +100,7 @@ def measure(options: NoiseOptions) -> list[Level]:
         ScriptedUser(noise)
     if not options.levels or list(options.levels) != sorted(set(options.levels)):
         raise UsageError("levels: name some, in rising order")
-    if options.trials < 1 or options.max_steps < 1:
-        raise UsageError("trials and max_steps: at least 1")
+    check_counts(options, "trials", "max_steps")
     there = len(load_world(options.world, split=options.split).tasks(options.split))
     number = how_many(options.tasks, there, f"the split {options.split!r}")
     cases = [(v, agent, noise) for v in VERSIONS for agent in AGENTS for noise in options.levels]
@@ -201,5 +197,6 @@ def draw(levels: Sequence[Level], file: Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left")
-    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    with replacing(file) as part:
+        figure.savefig(part, format="png", dpi=150, metadata={"Software": None})
     pyplot.close(figure)

@@ -27,11 +27,11 @@ from josh_search.rows import make_rows
 from josh_search.search import SearchOptions, search
 from josh_search.tree import tree_to_json
 from toolwoz_gym import make_env
-from toolwoz_gym.cli import Count, how_many
+from toolwoz_gym.cli import Count, check_counts, how_many
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.pools import as_finished
 from toolwoz_gym.progress import phase
-from toolwoz_gym.records import RunFolder, cannot_write, read_log, write_json, write_text
+from toolwoz_gym.records import RunFolder, read_log, replacing, write_json, write_text
 from toolwoz_gym.seeding import derive
 from toolwoz_gym.types import Task, UsageError
 
@@ -96,9 +96,7 @@ def run(options: EfficiencyOptions) -> None:
         UsageError: An option makes no sense, or the run folder cannot be used.
         BackendError: A model did not answer. What was finished is in the folder.
     """
-    for name in ("seeds", "budget", "trees"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"{name} must be at least 1")
+    check_counts(options, "seeds", "budget", "trees")
     import matplotlib  # noqa: F401 - is missed now, not when all is measured
 
     options.check_play()
@@ -145,12 +143,9 @@ def run(options: EfficiencyOptions) -> None:
     figures = {n: _figures(records, n) for n in options.only}
     table = tabulate(figures, options)
     print(f"\n{fitted(table)}", flush=True)
-    try:
-        write_json(options.run / "summary.json", {**config, "figures": _plain(figures)})
-        write_text(options.run / "search_efficiency.md", table.markdown() + "\n")
-        draw(records, options, options.run / "search_efficiency.png")
-    except OSError as error:
-        raise cannot_write(options.run, error) from None
+    write_json(options.run / "summary.json", {**config, "figures": _plain(figures)})
+    write_text(options.run / "search_efficiency.md", table.markdown() + "\n")
+    draw(records, options, options.run / "search_efficiency.png")
     print(f"table and plot are in {options.run}")
 
 
@@ -324,7 +319,8 @@ def draw(records: Sequence[Mapping[str, Any]], options: EfficiencyOptions, file:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(file, dpi=150, metadata={"Software": None})
+    with replacing(file) as part:
+        figure.savefig(part, format="png", dpi=150, metadata={"Software": None})
     pyplot.close(figure)
 
 

@@ -138,10 +138,7 @@ def run(options: SpeedOptions) -> None:
             f"time; in one thread, without waking others, {alone:.0f} us per call\n"
         )
     if options.out:
-        try:
-            write_json(options.out, _plain(report))
-        except OSError as error:
-            raise UsageError(f"cannot write {options.out}: {error.strerror}") from None
+        write_json(options.out, _plain(report))
 
 
 def _time_toolwoz(envs: Mapping[str, DialogueEnv], options: SpeedOptions) -> dict[str, Any]:
@@ -160,10 +157,11 @@ def _time_toolwoz(envs: Mapping[str, DialogueEnv], options: SpeedOptions) -> dic
         figures = report[name]
         figures["open"] = growth_with_episodes(env, options.open, options.repetitions)
         print(f"{name}: microseconds (median), by the number of open episodes\n")
-        print(_growth_table("open", figures["open"]))
+        memory = {"kb": "KB per episode", "resident_mb": "resident MB"}
+        print(_growth_table("open", GROWTH, memory, figures["open"]))
         figures["rows"] = growth_with_rows(env, options.rows, options.repetitions)
         print(f"{name}: microseconds (median), by the number of rows of the tables\n")
-        print(_growth_table("rows", figures["rows"]))
+        print(_growth_table("rows x", GROWTH, {"seconds": "s to index"}, figures["rows"]))
     return report
 
 
@@ -192,7 +190,7 @@ def _time_tau_bench(name: str, options: SpeedOptions) -> dict[str, Any]:
         f"{TAU}: {name}, {env.split}; loaded in {seconds:.2f} s, once per process\n\n"
         f"{_tau_table(name, figures)}\n"
         f"{TAU}: {name}; microseconds (median), by the number of live forks that have written\n\n"
-        f"{_tau_growth_table(figures['open'])}"
+        f"{_growth_table('forks', tau_speed.GROWTH, {'kb': 'KB per fork'}, figures['open'])}"
     )
     return figures
 
@@ -532,24 +530,24 @@ def _tau_table(domain: str, figures: Mapping[str, Any]) -> str:
     return _aligned([[*row, *[""] * (len(rows[0]) - len(row))] for row in rows])
 
 
-def _tau_growth_table(growth: Mapping[int, Mapping[str, Any]]) -> str:
-    """Return the growth table of a domain of τ-bench: a column for each number of forks."""
-    rows = [["forks:", *tau_speed.GROWTH, "KB per fork"]]
-    for number, figures in growth.items():
-        cells = [_figure(figures[name].median) for name in tau_speed.GROWTH]
-        rows.append([f"{number:,}", *cells, _figure(figures["kb"])])
-    return _aligned([*zip(*rows, strict=True)])
+def _growth_table(
+    what: str,
+    operations: Sequence[str],
+    further: Mapping[str, str],
+    growth: Mapping[int, Mapping[str, Any]],
+) -> str:
+    """Return a growth table: a column for each number of episodes, forks or rows.
 
-
-def _growth_table(what: str, growth: Mapping[int, Mapping[str, Any]]) -> str:
-    """Return a growth table: a column for each number of episodes or of rows."""
-    extra = {"open": ["kb", "resident_mb"], "rows": ["seconds"]}[what]
-    titles = {"kb": "KB per episode", "resident_mb": "resident MB", "seconds": "s to index"}
-    rows = [[f"{what}:", *GROWTH, *(titles[name] for name in extra)]]
+    Args:
+        what: What grows.
+        operations: The operations that are timed.
+        further: The titles of further figures, by name.
+        growth: The figures, by number.
+    """
+    rows = [[f"{what}:", *operations, *further.values()]]
     for number, figures in growth.items():
-        cells = [_figure(figures[name].median) for name in GROWTH]
-        label = f"{number:,}" if what == "open" else f"x {number}"
-        rows.append([label, *cells, *(_figure(figures[name]) for name in extra)])
+        cells = [_figure(figures[name].median) for name in operations]
+        rows.append([f"{number:,}", *cells, *(_figure(figures[name]) for name in further)])
     return _aligned([*zip(*rows, strict=True)])
 
 

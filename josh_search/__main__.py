@@ -28,7 +28,7 @@ from josh_search.harvest import PATIENCE, Tally, finish, harvest, take_stock
 from josh_search.publish import ExportOptions, PublishOptions, export, publish
 from josh_search.search import SearchOptions
 from toolwoz_gym import make_env
-from toolwoz_gym.cli import Count, how_many, main_cli
+from toolwoz_gym.cli import Count, check_counts, how_many, main_cli
 from toolwoz_gym.env import DialogueEnv
 from toolwoz_gym.records import RunFolder, check_replay, read_config, read_log, read_sealed
 from toolwoz_gym.types import Task, UsageError
@@ -94,6 +94,20 @@ def _count_trees(run: Path, tasks: Sequence[Task]) -> Tally:
     return tally
 
 
+def _recorded(run: Path, tasks: Sequence[Task]) -> tuple[Path, Sequence[Task]]:
+    """Return the trees of a run that is to be played again, and the tasks that have one.
+
+    Raises:
+        UsageError: It has no trees, or one that is damaged or of none of the tasks.
+    """
+    trees = run / "trees.jsonl"
+    if not trees.exists():
+        raise UsageError(f"{run} is no harvest: python -m benchmarks evaluate replays evaluations")
+    _count_trees(run, tasks)
+    recorded = {record["task_id"] for record in read_log(trees)}
+    return trees, [task for task in tasks if task.id in recorded]
+
+
 @contextmanager
 def open_engine(options: HarvestOptions, env: DialogueEnv, journal: Journal) -> Iterator[Engine]:
     """Load what grows the trees.
@@ -144,8 +158,7 @@ def run(options: HarvestOptions) -> None:
     """
     options.check()
     options.check_play()
-    if options.trees < 1:
-        raise UsageError("trees must be at least 1")
+    check_counts(options, "trees")
     began = time.monotonic()
     asked, options = options, options.as_recorded(options.run)
     env = make_env(options.env, world=options.world, split=options.split, user=options.named_user)
@@ -163,14 +176,7 @@ def run(options: HarvestOptions) -> None:
         if options.engine == "ray":
             raise UsageError("a run is replayed on this machine: leave --engine ray out")
         config["replays"] = asked.model
-        recording = Path(asked.model) / "trees.jsonl"
-        if not recording.exists():
-            raise UsageError(
-                f"{asked.model} is no harvest: python -m benchmarks evaluate replays evaluations"
-            )
-        _count_trees(Path(asked.model), env.tasks)
-        recorded = {record["task_id"] for record in read_log(recording)}
-        tasks = [task for task in env.tasks if task.id in recorded]
+        recording, tasks = _recorded(Path(asked.model), env.tasks)
         source = f"the recording {asked.model}"
         if "tasks" not in asked.given and asked_for == HarvestOptions.tasks:  # unless told, all
             asked_for = "all"

@@ -35,7 +35,7 @@ from josh_search.search import SearchOptions
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.env import DialogueEnv, find_task
 from toolwoz_gym.pools import interrupts_as_none, map_beside
-from toolwoz_gym.types import Usage, UsageError
+from toolwoz_gym.types import Usage, UsageError, one_line
 
 DEATHS = 3
 """A worker that dies so often in a row, without a tree, is not replaced any more; and a tree that
@@ -117,10 +117,9 @@ def open_ray(
     except SystemExit:  # Ray's, when whoever is there has said nothing sensible for minutes
         raise UsageError(f"no Ray cluster answers at {found}") from None
     except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"cannot reach the Ray cluster {address!r}: {reason}") from None
+        raise UsageError(f"cannot reach the Ray cluster {address!r}: {one_line(error)}") from None
     try:
-        gpus = _gpus() if gpus is None else gpus
+        gpus = int("GPU" in ray.cluster_resources()) if gpus is None else gpus
         room = _count_room(gpus, cpus)
         yield RayEngine(plan, journal, check_budget, workers=workers or room, gpus=gpus, cpus=cpus)
     finally:
@@ -147,19 +146,8 @@ def _find(address: str) -> str:
     return f"{host}:{port}"
 
 
-def _gpus() -> int:
-    """Return how many GPUs a worker has if nobody has said so."""
-    import ray
-
-    return int("GPU" in ray.cluster_resources())
-
-
 def _count_room(gpus: int, cpus: int) -> int:
-    """Return how many workers the machines have room for; where they need no GPU, one each.
-
-    Raises:
-        UsageError: None.
-    """
+    """Return how many workers the machines have room for; where they need no GPU, one each."""
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -17,7 +17,7 @@ from josh_search.tree import Tree, tree_to_json
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.pools import as_finished, map_beside
 from toolwoz_gym.seeding import derive
-from toolwoz_gym.types import Task
+from toolwoz_gym.types import Task, one_line
 
 Job: TypeAlias = tuple[str, Task]
 """The key of a tree's record, and the task to play."""
@@ -153,10 +153,5 @@ def grow_tree(
     except RunStopped:  # so would every other tree be lost
         raise
     except BackendError as error:
-        return Grown(key, None, _one_line(error))
+        return Grown(key, None, one_line(error))
     return Grown(key, tree_to_json(tree, trial=0))
-
-
-def _one_line(error: BackendError) -> str:
-    text = " ".join(str(error).split()) or "no reason given"
-    return text if len(text) <= 200 else f"{text[:197]}..."

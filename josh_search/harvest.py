@@ -19,7 +19,6 @@ from toolwoz_gym.records import (
     ROW_FILES,
     Log,
     RunFolder,
-    cannot_write,
     file_digest,
     read_log,
     usages_from_json,
@@ -56,7 +55,7 @@ class Tally:
     malformed: Counter[str] = field(default_factory=Counter)
     """Those of them that were no action, by kind of mistake."""
     user_faults: Counter[str] = field(default_factory=Counter)
-    """Those of them that a fault of the customer's ended, by its kind."""
+    """The dialogues that a fault of the customer's ended, by its kind."""
     usage: dict[str, Usage] = field(default_factory=lambda: {"agent": Usage(), "user": Usage()})
     """What the models of the finished trees took, by role."""
     live: dict[str, int] = field(default_factory=dict)
@@ -280,13 +279,10 @@ def finish(
     Raises:
         UsageError: The folder cannot be written. Its trees are whole.
     """
-    try:
-        rows = write_rows(run, system, tools)
-        files = {f"{kind}.jsonl": file_digest(run / f"{kind}.jsonl") for kind in KINDS}
-        figures = {"run": run.resolve().name, **tally.to_json(), "rows": rows}
-        summary = {**figures, ROW_FILES: files, **more}
-        write_sealed(run / "summary.json", summary)
-        write_report(run)
-    except OSError as error:
-        raise cannot_write(run, error) from None
+    rows = write_rows(run, system, tools)
+    files = {f"{kind}.jsonl": file_digest(run / f"{kind}.jsonl") for kind in KINDS}
+    figures = {"run": run.resolve().name, **tally.to_json(), "rows": rows}
+    summary = {**figures, ROW_FILES: files, **more}
+    write_sealed(run / "summary.json", summary)
+    write_report(run)
     return summary

@@ -27,7 +27,7 @@ from toolwoz_gym.records import (
     read_sealed,
     write_jsonl,
 )
-from toolwoz_gym.types import Usage, UsageError
+from toolwoz_gym.types import Usage, UsageError, one_line
 
 Files: TypeAlias = dict[str, Path | str]
 """What a dataset consists of: by name, the file to copy or the text to write."""
@@ -111,10 +111,7 @@ def export(options: ExportOptions) -> None:
     rows = read_jsonl(file)
     examples = openai_sft(rows) if options.kind == "sft" else openai_dpo(rows)
     dropped: Counter[str] = Counter()
-    try:
-        count = write_jsonl(options.out, _spoken(examples, dropped))
-    except OSError as error:
-        raise UsageError(f"cannot write {options.out}: {error.strerror}") from None
+    count = write_jsonl(options.out, _spoken(examples, dropped))
     print(f"{options.out}: {count:,} examples")
     for reason, number in dropped.items():
         print(f"dropped: {number:,} {reason}")
@@ -248,8 +245,7 @@ def push_to_hub(files: Files, repo: str, *, private: bool) -> str:
         url = hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
         hub.create_commit(repo, operations, commit_message="Add rows", repo_type="dataset")
     except (HTTPError, HFValidationError, ConnectionError) as error:
-        why = " ".join(str(error).split())
-        raise UsageError(f"cannot publish {repo}: {why}") from None
+        raise UsageError(f"cannot publish {repo}: {one_line(error)}") from None
     return str(url)
 
 

@@ -107,8 +107,7 @@ def write_rows(run: Path, system: str, tools: Sequence[ToolSpec] = ()) -> dict[s
         How many rows there are, by kind, and how many messages gave none, by reason.
 
     Raises:
-        UsageError: The trees cannot be read.
-        OSError: The rows cannot be written. Older files are as they were.
+        UsageError: The trees cannot be read, or the rows not written. Older files are as they were.
     """
     trees = run / "trees.jsonl"
     successes = Successes(read_log(trees))

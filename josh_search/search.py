@@ -7,7 +7,7 @@ copies anything: an :class:`~toolwoz_gym.types.Episode` is one immutable value.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from agents.base import Agent, RunStopped
@@ -15,9 +15,9 @@ from josh_search.josh import Mapper, grow_beam
 from josh_search.player import Player
 from josh_search.rollouts import grow_rollouts
 from josh_search.tree import Tree
-from toolwoz_gym.cli import check_choices
+from toolwoz_gym.cli import check_choices, check_counts
 from toolwoz_gym.dialogue import Dialogue
-from toolwoz_gym.types import Task, UsageError
+from toolwoz_gym.types import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,7 @@ class SearchOptions:
         Raises:
             UsageError: It does not.
         """
-        for field in fields(SearchOptions):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
-                raise UsageError(f"{field.name} must be at least 1")
+        check_counts(self, "beam", "width", "patience", "max_steps", "max_outputs", "tree_tokens")
 
     def guides(self, tree: Tree) -> bool:
         """Whether goals guide the search of a tree. Where a task has none, the reward does."""

@@ -296,7 +296,7 @@ def test_the_command_on_a_disk_that_is_read_only(
 def test_a_file_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [{"key": 1}])
-    with largest_file(500), pytest.raises(OSError, match="File too large"):
+    with largest_file(500), pytest.raises(UsageError, match="File too large"):
         write_jsonl(path, [{"key": number} for number in range(10_000)])
     assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
     assert path.read_bytes() == b'{"key":1}\n'

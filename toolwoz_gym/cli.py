@@ -16,10 +16,10 @@ from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from threading import current_thread, main_thread
-from types import FrameType, UnionType
+from types import FrameType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from toolwoz_gym.types import UsageError
+from toolwoz_gym.types import UsageError, one_line
 
 Command: TypeAlias = tuple[type, Callable[[Any], object]]
 """An options dataclass, with a docstring under each field, and the function that takes it."""
@@ -207,14 +207,25 @@ def _fitting() -> Iterator[None]:
         sys.stdout.write("\n".join(lines) + box + boxes)
 
 
+def check_counts(options: object, *names: str) -> None:
+    """Refuse options that are less than 1. One that is None is left to somebody else.
+
+    Raises:
+        UsageError: One of these is.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1")
+
+
 def check_choices(options: object) -> None:
     """Refuse a value that an option of a few values cannot have: ``__post_init__`` of options.
 
     A command line refuses it by itself. This is for options that are built in code.
 
     Args:
-        options: A dataclass; what is declared as a ``Literal``, or a union of some (and None), is
-            checked.
+        options: A dataclass; what is declared as a ``Literal`` is checked, in a union too.
 
     Raises:
         UsageError: It has such a value.
@@ -223,13 +234,11 @@ def check_choices(options: object) -> None:
     if getattr(sys.modules.get(kind.__module__), kind.__name__, None) is not kind:
         return  # another process has sent its class, without the module: it was checked there
     for name, hint in get_type_hints(kind).items():
-        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        parts = (hint,) if get_origin(hint) is Literal else get_args(hint)
         choices = [c for part in parts if get_origin(part) is Literal for c in get_args(part)]
-        others = {part for part in parts if get_origin(part) is not Literal}
-        known = [*choices, None] if others else choices
+        others = tuple(part for part in parts if isinstance(part, type))  # int, or that of None
         value = getattr(options, name)
-        # Where others stand beside them, as in int | Literal["all"], any value may be right.
-        if choices and others <= {type(None)} and value not in known:
+        if choices and value not in choices and not isinstance(value, others):
             raise UsageError(f"there is no {name} {value!r}: choose {', '.join(map(str, choices))}")
 
 
@@ -290,7 +299,7 @@ def _flags(file: Path, options_class: type) -> list[str]:
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{file} is not YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file} must hold a mapping of option names to values")
     known = [field.name for field in dataclasses.fields(options_class)]

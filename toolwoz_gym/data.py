@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from toolwoz_gym.types import UsageError
+from toolwoz_gym.types import UsageError, one_line
 
 MAX_ARCHIVE = 256 << 20
 """Largest archive and largest download, in bytes."""
@@ -214,6 +214,30 @@ def replacing(folder: Path) -> Iterator[Path]:
         raise UsageError(f"cannot write {folder}: {_reason(error)}") from None
 
 
+@contextmanager
+def reading(name: str, folder: Path, prepare: str) -> Iterator[None]:
+    """Say in one line why prepared data cannot be read.
+
+    Args:
+        name: What it is.
+        folder: Where it is.
+        prepare: The command that makes it.
+
+    Raises:
+        UsageError: It is not there, may not be read, or is damaged.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise UsageError(f"{name} is not prepared in {folder}: run {prepare}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {folder}: {_reason(error)}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UsageError(
+            f"the data in {folder} is damaged, or another version's: run {prepare}"
+        ) from None
+
+
 def _read_file(path: Path, limit: int) -> bytes:
     with path.open("rb") as file:
         return file.read(limit + 1)
@@ -232,7 +256,7 @@ def _reason(error: BaseException) -> str:
         return str(error.reason)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _show(url: str, data: bytearray, *, end: str) -> None:

@@ -45,13 +45,11 @@ class LiveLine:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Begin to show."""
         shown = self._live if self._console.is_terminal else _ticking(self._remind)
         self._stack.enter_context(shown)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the terminal as it was."""
         self._stack.close()
 
     def show(self, done: int, total: int, figures: Sequence[Text], line: Text | None) -> None:

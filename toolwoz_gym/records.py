@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -123,7 +123,7 @@ class Log:
             # Without a buffer: what a full disk has refused is not tried again behind our back.
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         except OSError as error:
-            raise cannot_write(path, error) from None
+            raise _cannot_write(path, error) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill gives it up, too
             self._end = _whole_bytes(path)
@@ -133,7 +133,7 @@ class Log:
             raise UsageError(f"another run is writing {path}: wait until it has ended") from None
         except OSError as error:
             self._file.close()
-            raise cannot_write(path, error) from None
+            raise _cannot_write(path, error) from None
 
     def append(self, record: Mapping[str, Any]) -> int:
         """Write one record and, unless told otherwise, see it to the disk before returning.
@@ -158,7 +158,7 @@ class Log:
             except OSError as error:
                 with suppress(OSError):
                     self._file.truncate(self._end)
-                raise cannot_write(self.path, error) from None
+                raise _cannot_write(self.path, error) from None
             self._end += len(line)
             return self._end - len(line)
 
@@ -178,8 +178,8 @@ class Log:
         self._file.close()
 
 
-def cannot_write(path: Path, error: OSError) -> UsageError:
-    """Return the mistake that a path of a run cannot be written."""
+def _cannot_write(path: Path, error: OSError) -> UsageError:
+    """Return the mistake that a file cannot be written."""
     why = error.strerror or error
     return UsageError(f"cannot write {path}: {why}; what is finished is kept: run again to go on")
 
@@ -365,6 +365,9 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
 
     Returns:
         How many records there were.
+
+    Raises:
+        UsageError: It cannot be written; so do the other functions that write a file.
     """
     count = 0
     with replacing(path) as part, open(part, "w", encoding="ascii", newline="\n") as file:
@@ -503,22 +506,22 @@ def usages_from_json(record: Mapping[str, Any]) -> dict[str, Usage]:
     return {role: Usage(**u, **record["ledger"][role]) for role, u in record["usage"].items()}
 
 
-class replacing:
-    """A context that gives a sibling path to write, then puts it in the place of ``path``."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a sibling path to write, and put it in the place of ``path`` when all went well.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
-
-    def __enter__(self) -> Path:
-        return self._part
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._part.replace(self._path)
-        finally:
-            self._part.unlink(missing_ok=True)
+    Raises:
+        UsageError: It cannot be written. An older file is as it was.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _whole_bytes(path: Path) -> int:

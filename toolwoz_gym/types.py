@@ -66,6 +66,15 @@ class UsageError(Exception):
     """A mistake in what a person asked for: shown as one line that says what to do, exit code 2."""
 
 
+def one_line(said: BaseException | str) -> str:
+    """Return what a library's error or a server says, in one line that fits a terminal."""
+    if isinstance(said, BaseException):
+        said = str(said) or str(said.__cause__ or type(said).__name__)
+    line = " ".join(said.split()) or "no reason given"
+    shown = "".join(letter if letter.isprintable() else "?" for letter in line[:300])
+    return shown if len(line) <= 300 else f"{shown}…"
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """One call of one tool."""

@@ -50,8 +50,7 @@ def _policy(options: KTOOptions) -> str:
     """Return the model to train: the one whose words the rows are, if that can be trained.
 
     Raises:
-        UsageError: Another one was asked for, or the one that played is another one by now; or
-            none was asked for though none has played that can be trained.
+        UsageError: There is none, or it is not the one that was asked for.
     """
     run, asked = options.run, options.model
     if not (run / "config.json").exists():
@@ -108,7 +107,7 @@ def train_kto(options: KTOOptions) -> dict[str, Any]:
 
     from training.encode import encode_all
     from training.policy import load_policy
-    from training.trainer import arguments, quiet, reserve, run, write_output
+    from training.trainer import arguments, quiet, train
 
     with staged(options.folder, asked) as stage, quiet():
         with phase(f"loading {options.model} and {len(rows):,} rows"):
@@ -148,9 +147,7 @@ def train_kto(options: KTOOptions) -> dict[str, Any]:
             processing_class=policy.tokenizer,
             peft_config=policy.new_adapter,
         )
-        reserve(stage, trainer.model, options.save_dtype)
-        curve, seconds = run(trainer)
-        return write_output(
+        return train(
             stage,
             trainer=trainer,
             policy=policy,
@@ -163,6 +160,4 @@ def train_kto(options: KTOOptions) -> dict[str, Any]:
                 "advice": counts.advice(options.desirable_weight, weight),
             },
             dropped=dropped,
-            curve=curve,
-            seconds=seconds,
         )

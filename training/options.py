@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from toolwoz_gym.cli import check_choices
+from toolwoz_gym.cli import check_choices, check_counts
 from toolwoz_gym.types import UsageError
 
 
@@ -58,15 +58,12 @@ class TrainOptions:
         Raises:
             UsageError: A value is out of its range.
         """
-        for name in ("lora_r", "lora_alpha", "batch", "device_batch", "max_length"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1")
+        counts = ("lora_r", "lora_alpha", "batch", "device_batch", "max_length", "max_steps")
+        check_counts(self, *counts)
         if self.learning_rate <= 0 or self.epochs <= 0:
             raise UsageError("learning_rate and epochs must be above 0")
         if not 0 <= self.warmup_ratio < 1 or not 0 <= self.lora_dropout < 1:
             raise UsageError("warmup_ratio and lora_dropout must be in [0, 1)")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise UsageError("max_steps must be at least 1, or left out")
         if self.batch % self.device_batch:
             raise UsageError(
                 f"batch ({self.batch}) must be a multiple of device_batch ({self.device_batch})"

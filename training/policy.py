@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save
 
-from agents.adapters import chat_files, check_adapter
+from agents.adapters import WEIGHTS, chat_files, check_adapter
 from agents.loading import loading
 from agents.models import (
     ModelSource,
@@ -25,7 +25,7 @@ from agents.models import (
     portable_base,
     resolve,
 )
-from toolwoz_gym.types import UsageError
+from toolwoz_gym.types import UsageError, one_line
 from training.options import TrainOptions
 
 ADAPTER = "default"
@@ -87,10 +87,9 @@ def load_policy(options: TrainOptions) -> Policy:
         with torch.device("meta"):
             get_peft_model(type(model)(model.config), copy(lora), low_cpu_mem_usage=True)
     except (TypeError, ValueError) as error:
-        why = " ".join(str(error).split())
         raise UsageError(
-            f"PEFT cannot put an adapter on all linear layers of {options.model}: {why}; take "
-            "another model, or --lora-dropout 0 where it speaks of dropout"
+            f"PEFT cannot put an adapter on all linear layers of {options.model}: "
+            f"{one_line(error)}; take another model, or --lora-dropout 0 where it speaks of dropout"
         ) from error
     return Policy(model, tokenizer, lora, base, [])
 
@@ -121,7 +120,7 @@ def save_adapter(model: Any, policy: Policy, dtype: str, folder: Path) -> None:
         ).items()
     }
     # safetensors' own way to write a file lets nobody else read it.
-    (folder / "adapter_model.safetensors").write_bytes(save(weights, {"format": "pt"}))
+    (folder / WEIGHTS[0]).write_bytes(save(weights, {"format": "pt"}))
     config = model.peft_config[ADAPTER]
     config.base_model_name_or_path = policy.base
     config.inference_mode = True

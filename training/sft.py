@@ -47,7 +47,7 @@ def train_sft(options: SFTOptions) -> dict[str, Any]:
 
     from training.encode import encode_all
     from training.policy import load_policy
-    from training.trainer import arguments, quiet, reserve, run, write_output
+    from training.trainer import arguments, quiet, train
 
     with staged(options.out, asked) as stage, quiet():
         with phase(f"loading {options.model} and {len(rows):,} rows"):
@@ -64,9 +64,7 @@ def train_sft(options: SFTOptions) -> dict[str, Any]:
             processing_class=policy.tokenizer,
             peft_config=policy.new_adapter,
         )
-        reserve(stage, trainer.model, options.save_dtype)
-        curve, seconds = run(trainer)
-        return write_output(
+        return train(
             stage,
             trainer=trainer,
             policy=policy,
@@ -77,6 +75,4 @@ def train_sft(options: SFTOptions) -> dict[str, Any]:
                 "messages": sum(len(encoded.spans) for encoded in kept),
             },
             dropped=dropped,
-            curve=curve,
-            seconds=seconds,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -16,16 +17,14 @@ import torch
 from safetensors import SafetensorError
 from transformers import PrinterCallback
 
+from agents.adapters import WEIGHTS
 from toolwoz_gym.progress import LiveLine
-from toolwoz_gym.records import provenance, write_json
+from toolwoz_gym.records import provenance
 from toolwoz_gym.types import UsageError
 from training.curve import Curve, NotFinite, write_curve
 from training.options import TrainOptions
 from training.output import RECORD, Stopped
 from training.policy import Policy, compute_dtype, save_adapter
-
-WEIGHTS = "adapter_model.safetensors"
-"""What PEFT calls the file of an adapter's weights."""
 
 _RECORDS = 1 << 20
 """Bytes for what is written beside the weights."""
@@ -106,21 +105,12 @@ def learned_positions_only() -> Iterator[None]:
         trl.trainer.utils._use_triton = original
 
 
-def reserve(stage: Path, model: Any, dtype: str) -> None:
-    """Take the room on the disk that the adapter will need, before hours are spent on it.
-
-    Args:
-        stage: The folder that the adapter will be written to.
-        model: The PeftModel to train.
-        dtype: "float32" or "bfloat16", as the adapter will be stored.
-
-    Raises:
-        UsageError: There is no room, or a file may not be so large.
-    """
+def _reserve(stage: Path, model: Any, dtype: str) -> None:
+    """Take the room on the disk that the adapter will need, before hours are spent on it."""
     weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     size = weights * getattr(torch, dtype).itemsize + _RECORDS
     try:
-        with open(stage / WEIGHTS, "wb") as file:
+        with open(stage / WEIGHTS[0], "wb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         raise UsageError(
@@ -128,14 +118,11 @@ def reserve(stage: Path, model: Any, dtype: str) -> None:
         ) from None
 
 
-def run(trainer: Any) -> tuple[Curve, float]:
+def _run(trainer: Any) -> tuple[Curve, float]:
     """Train to the end, or until a figure is no number, with a live line.
 
     Returns:
         The course of the training, and its seconds.
-
-    Raises:
-        UsageError: The model itself computes no numbers.
     """
     trainer.remove_callback(PrinterCallback)
     start = time.monotonic()
@@ -157,7 +144,7 @@ def run(trainer: Any) -> tuple[Curve, float]:
     return curve, time.monotonic() - start
 
 
-def write_output(
+def train(
     stage: Path,
     *,
     trainer: Any,
@@ -165,18 +152,19 @@ def write_output(
     options: TrainOptions,
     record: dict[str, Any],
     dropped: Counter[str],
-    curve: Curve,
-    seconds: float,
 ) -> dict[str, Any]:
-    """Write the adapter, the record and the curve.
+    """Train, and write the adapter, the record and the curve.
 
     Returns:
         The record, as ``training.json`` holds it.
 
     Raises:
         Stopped: All is written, but the training had to end before its last step.
-        UsageError: They cannot be written there; if possible, they are somewhere else.
+        UsageError: The model itself computes no numbers, or there is no room for the adapter. If
+            what was trained cannot be written there, it is somewhere else, where that is possible.
     """
+    _reserve(stage, trainer.model, options.save_dtype)
+    curve, seconds = _run(trainer)
     record = {
         **record,
         **({"stopped": curve.stopped} if curve.stopped else {}),
@@ -192,7 +180,8 @@ def write_output(
     def write(folder: Path) -> None:
         save_adapter(trainer.model, policy, options.save_dtype, folder)
         write_curve(curve.rows, folder, f"{record['kind'].upper()} of {options.model}")
-        write_json(folder / RECORD, record)
+        written = json.dumps(record, indent=2, allow_nan=False)
+        (folder / RECORD).write_text(f"{written}\n", "utf-8")
 
     try:
         write(stage)

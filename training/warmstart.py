@@ -17,7 +17,7 @@ from agents.tool_calling import render_prompt, system_prompt
 from toolwoz_gym import make_env
 from toolwoz_gym.dialogue import Dialogue
 from toolwoz_gym.progress import watched
-from toolwoz_gym.records import file_digest, write_jsonl
+from toolwoz_gym.records import file_digest, replacing, write_jsonl
 from toolwoz_gym.rollout import play
 from toolwoz_gym.types import Task, UsageError
 from training.output import finished, locked
@@ -73,17 +73,10 @@ def warmstart(options: WarmstartOptions) -> dict[str, Any]:
     with locked(options.out):
         # An adapter keeps the dialogues that it has learned from.
         finished(adapter, {"kind": "sft", "options": sft.to_json()})
-        fresh = options.out / ".dialogues.part"
-        try:
-            played = demonstrate(env.dialogue, tasks, seed=options.seed)
+        played = demonstrate(env.dialogue, tasks, seed=options.seed)
+        with replacing(rows) as fresh:
             write_jsonl(fresh, watched(played, len(tasks), "dialogues"))
-            if adapter.exists():
-                finished(adapter, {"rows_sha256": file_digest(fresh)})
-            fresh.replace(rows)
-        except OSError as error:
-            raise UsageError(f"cannot write {options.out}: {error.strerror}") from None
-        finally:
-            fresh.unlink(missing_ok=True)
+            finished(adapter, {"rows_sha256": file_digest(fresh)})
         return train_sft(sft)
 
 

@@ -148,11 +148,7 @@ def _list(value: object) -> list[Any]:
 
 
 def _text(content: object) -> str:
-    """Return the words of a content, which may come in parts. Thoughts are none.
-
-    Raises:
-        BrokenAnswer: It is none.
-    """
+    """Return the words of a content, which may come in parts. Thoughts are none."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, (list, Mapping)):

@@ -21,7 +21,8 @@ class CannedBackend:
         Args:
             script: A function of prompt and sampling, or texts to write one after the other.
         """
-        self._write = script if callable(script) else _InOrder(script)
+        self._script = script if callable(script) else iter(script)
+        self._lock = Lock()
 
     def complete(
         self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec] = ()
@@ -31,7 +32,14 @@ class CannedBackend:
         Raises:
             BackendError: All texts are written.
         """
-        text = self._write(prompt, sampling)
+        if callable(self._script):
+            text = self._script(prompt, sampling)
+        else:
+            with self._lock:
+                said = next(self._script, None)
+            if said is None:
+                raise BackendError("all canned texts are written")
+            text = said
         words = sum(len(message["content"].split()) for message in prompt)
         return Completion(text, Usage(words, len(text.split()), calls=1), "stop")
 
@@ -64,15 +72,3 @@ class ReplayBackend:
                 "none, or was made by another version"
             )
         return found
-
-
-class _InOrder:
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._texts = iter(texts)
-        self._lock = Lock()
-
-    def __call__(self, prompt: Sequence[ChatMessage], sampling: Sampling) -> str:
-        with self._lock:
-            for text in self._texts:
-                return text
-        raise BackendError("all canned texts are written")

@@ -162,11 +162,9 @@ class Journal(Recording):
             self._add(record, self._log.append(record))
 
     def __enter__(self) -> Self:
-        """Return the journal itself."""
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Close the file."""
         with self._lock:
             if self._log is not None:
                 self._log.close()

@@ -38,7 +38,7 @@ from agents.backends.retry import (
 )
 from agents.backends.spending import OPENAI, Budget, Price, is_openai, prices
 from agents.backends.transport import LARGEST, BrokenAnswer, Connections
-from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
+from agents.base import BackendError, ChatMessage, Closing, Completion, RunStopped, Sampling
 from agents.tool_formats import encodable, in_protocol, native_chat, tool_schema
 from toolwoz_gym.types import ToolSpec, Usage, UsageError
 
@@ -78,7 +78,7 @@ class _Options(TypedDict, total=False):
     price: Price | None
 
 
-class OpenAIBackend:
+class OpenAIBackend(Closing):
     """A model behind the chat completions protocol."""
 
     def __init__(
@@ -260,19 +260,11 @@ class OpenAIBackend:
                 _log.warning("%s", self._line(f"{times:,} times: {oddity}"))
         self._oddities.clear()
 
-    def __enter__(self) -> Self:
-        """Return the backend itself."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Close the backend."""
-        self.close()
-
     def _request(
         self, prompt: Sequence[ChatMessage], sampling: Sampling, tools: Sequence[ToolSpec]
     ) -> dict[str, Any]:
         """Return the parameters of a request."""
-        chat = [_plain(message) for message in prompt]
+        chat = [{**message, "content": encodable(message["content"])} for message in prompt]
         request: dict[str, Any] = {
             "model": self._model,
             "messages": [in_protocol(message) for message in native_chat(chat)] if tools else chat,
@@ -417,22 +409,13 @@ class OpenAIBackend:
         return _without_keys(f"{self._name}: {said}")
 
 
-def _plain(message: ChatMessage) -> ChatMessage:
-    """Write a message as text."""
-    return {"role": message["role"], "content": encodable(message["content"])}
-
-
 def _stated(usage: Usage) -> Usage:
     """Return what a bad answer cost: a proxy's, perhaps, and nobody says that it was billed."""
     return Usage() if usage.tokens is None else usage
 
 
 def _address(base_url: str) -> SplitResult:
-    """Read the address of a server, with or without the end that all have in common.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """Read the address of a server, with or without the end that all have in common."""
     try:
         address = urlsplit(base_url.strip())
         fits = address.port != 0

@@ -24,6 +24,7 @@ from tenacity import (
 from tenacity.nap import sleep_using_event
 
 from agents.backends.transport import BrokenAnswer, Reply, Unreached
+from toolwoz_gym.types import one_line
 
 _PASSING_STATUS = frozenset({408, 409, 425, 429})
 
@@ -273,15 +274,15 @@ def describe(error: Exception) -> str:
     """Say in one line what a request failed with."""
     if isinstance(error, Refusal):
         hint = _hint(error) if concerns_all(error) else ""
-        return f"{hint}HTTP {error.status}: {_line(error.said)}"
-    return _line(str(error))
+        return f"{hint}HTTP {error.status}: {one_line(error.said)}"
+    return one_line(error)
 
 
 def _hint(error: Refusal) -> str:
     """Say what can be done about an error that concerns all requests."""
     if 300 <= error.status < 400:
         place = error.headers.get("location") or "another address"
-        return f"the server points to {_line(place)}, where no prompt is sent unasked: "
+        return f"the server points to {one_line(place)}, where no prompt is sent unasked: "
     return _HINTS.get(error.status, "")
 
 
@@ -310,10 +311,3 @@ def _asked_wait(error: BaseException) -> float:
         moment = parsedate_to_datetime(asked).astimezone(UTC)
         return max(0.0, (moment - datetime.now(UTC)).total_seconds())
     return 0.0
-
-
-def _line(text: str) -> str:
-    """Return the first line of a text, cut to what fits a terminal."""
-    line = (text.strip() or "no reason given").splitlines()[0]
-    shown = "".join(letter if letter.isprintable() else "?" for letter in line[:300])
-    return shown if len(line) <= 300 else f"{shown}…"

@@ -19,8 +19,8 @@ the library: see :mod:`agents.backends.generation`.
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ from agents.backends.chat_tokens import ChatTokens
 from agents.backends.generation import LibraryGeneration, longest_context
 from agents.backends.grammar import Grammars, mask
 from agents.backends.prefix_store import Ints, KeyValues, PrefixStore, common_length
-from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
+from agents.base import BackendError, ChatMessage, Closing, Completion, RunStopped, Sampling
 from agents.models import (
     check_vocabulary,
     load_model,
@@ -52,7 +52,7 @@ from agents.models import (
     pick_dtype,
     resolve,
 )
-from toolwoz_gym.types import ToolSpec, Usage, UsageError
+from toolwoz_gym.types import ToolSpec, Usage, UsageError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 _READ_AT_ONCE = 2048
 """A step reads at most so many new tokens of prompts, or one prompt: that bounds the memory of a
 step, and how long those who write wait for those who join."""
+
+_log = logging.getLogger(__name__)
 
 _GREEDY = 1e-5
 """Temperatures below count as zero."""
@@ -144,7 +146,7 @@ class _Call:
         return len(self.prompt) + self.limit - 1 - len(self.columns)
 
 
-class TransformersBackend:
+class TransformersBackend(Closing):
     """A causal language model of the ``transformers`` library."""
 
     def __init__(
@@ -195,10 +197,10 @@ class TransformersBackend:
             self.context = min(self.context, self._store.capacity)
         else:
             self._max_batch = 1 if exact else max_batch
-            print(
-                f"note: layers of {model.config.model_type} models are not all plain attention to "
-                "the whole text: transformers' own generation runs them, which is slower",
-                file=sys.stderr,
+            _log.warning(
+                "layers of %s models are not all plain attention to the whole text: transformers' "
+                "own generation runs them, which is slower",
+                model.config.model_type,
             )
         self._library = LibraryGeneration(model) if board is None else None
         """What answers the calls that cannot be laid out as columns."""
@@ -272,7 +274,7 @@ class TransformersBackend:
         error = call.done.exception()
         if error is not None:
             kind = RunStopped if isinstance(error, FloatingPointError) else BackendError
-            raise kind(f"the model failed: {error}") from error
+            raise kind(f"the model failed: {one_line(error)}") from error
         seconds = time.perf_counter() - began
         usage = Usage(len(tokens), len(call.written), call.cached, calls=1, seconds=seconds)
         stopped = call.written[-1] in self._stops
@@ -287,14 +289,6 @@ class TransformersBackend:
         with self._lock:
             self._closed = True
         self._worker.shutdown()
-
-    def __enter__(self) -> Self:
-        """Return the backend itself."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Close the backend."""
-        self.close()
 
     def _join(self, call: _Call) -> None:
         """Put a call in line, and wake the worker if it rests."""

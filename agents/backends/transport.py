@@ -17,7 +17,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from io import BufferedReader, RawIOBase
 from socket import socket
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 LARGEST = 16 << 20
@@ -29,8 +29,6 @@ _TO_CONNECT = 10.0
 """Seconds: the longest that is waited until somebody listens."""
 
 _INFLATED = {"gzip", "x-gzip", "deflate"}
-
-Origin: TypeAlias = tuple[str, str, int | None]
 
 
 class BrokenAnswer(Exception):
@@ -55,8 +53,7 @@ class Connections:
     """Connections to servers, kept for the next request. Safe to use from many threads."""
 
     def __init__(self) -> None:
-        """Begin without any."""
-        self._idle: defaultdict[Origin, list[_Line]] = defaultdict(list)
+        self._idle: defaultdict[tuple[str, ...], list[_Line]] = defaultdict(list)  # by origin
         self._closed = False
         self._lock = Lock()
 
@@ -99,7 +96,7 @@ class Connections:
             raise Unreached(f"connection error ({str(error) or repr(error)})") from error
         with self._lock:
             if line.is_open and not self._closed:
-                self._idle[_origin(address)].append(line)
+                self._idle[address[:2]].append(line)
             else:
                 line.close()
         return reply
@@ -116,7 +113,7 @@ class Connections:
         """Return a connection, an idle one if there is one that still stands."""
         while True:
             with self._lock:
-                idle = self._idle[_origin(address)]
+                idle = self._idle[address[:2]]
                 line = idle.pop() if idle else None
             if line is None:
                 return _Line(address, deadline)
@@ -243,10 +240,6 @@ def _read(response: HTTPResponse, largest: int) -> bytes:
     if response.length:
         raise IncompleteRead(b"", response.length)
     return bytes(body)
-
-
-def _origin(address: SplitResult) -> Origin:
-    return address.scheme, address.hostname or "", address.port
 
 
 def _certificates() -> ssl.SSLContext:

@@ -45,12 +45,12 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from agents.adapters import adapter_digest, chat_files, check_adapter
+from agents.adapters import CONFIG, adapter_digest, chat_files, check_adapter
 from agents.backends.chat_tokens import ChatTokens
-from agents.base import BackendError, ChatMessage, Completion, RunStopped, Sampling
+from agents.base import BackendError, ChatMessage, Closing, Completion, RunStopped, Sampling
 from agents.chat_template import Ends
 from agents.models import base_folder, load_tokenizer, pick_dtype, resolve
-from toolwoz_gym.types import ToolSpec, Usage, UsageError
+from toolwoz_gym.types import ToolSpec, Usage, UsageError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,7 +87,7 @@ _CPU = {
 """How the engine is set on a CPU."""
 
 
-class VLLMBackend:
+class VLLMBackend(Closing):
     """A causal language model in vLLM's asynchronous engine."""
 
     def __init__(
@@ -199,7 +199,7 @@ class VLLMBackend:
         except Exception as error:
             if type(error) is not Exception:  # which is what vLLM raises when it fails there
                 raise
-            raise UsageError(f"vLLM cannot use the adapter {folder}: {_line(error)}") from error
+            raise UsageError(f"vLLM cannot use the adapter {folder}: {one_line(error)}") from error
         self._adapter, self._chat = request, chat
 
     def complete(
@@ -259,14 +259,6 @@ class VLLMBackend:
         self._thread.join()
         self._loop.close()
 
-    def __enter__(self) -> Self:
-        """Return the backend itself."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Close the backend."""
-        self.close()
-
     def _answer(self, tokens: list[int], params: SamplingParams) -> RequestOutput:
         """Have the engine complete a prompt, and wait for it."""
         with self._lock:
@@ -280,7 +272,7 @@ class VLLMBackend:
         except EngineDeadError as error:
             raise RunStopped("vLLM's engine has died; what it said is above") from error
         except VLLMError as error:
-            raise BackendError(f"vLLM failed: {_line(error)}") from error
+            raise BackendError(f"vLLM failed: {one_line(error)}") from error
 
     async def _generate(self, tokens: list[int], params: SamplingParams) -> RequestOutput:
         outputs = self._engine.generate(
@@ -316,15 +308,11 @@ class VLLMBackend:
 
 
 async def _start(options: dict[str, Any]) -> AsyncLLM:
-    """Start an engine, in the event loop that will serve it.
-
-    Raises:
-        UsageError: It does not start.
-    """
+    """Start an engine, in the event loop that will serve it."""
     try:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
     except (OSError, ValueError, RuntimeError, VLLMError) as error:
-        raise UsageError(f"vLLM cannot run {options['model']}: {_line(error)}") from error
+        raise UsageError(f"vLLM cannot run {options['model']}: {one_line(error)}") from error
 
 
 def _watch_over(engine: AsyncLLM) -> subprocess.Popen[bytes]:
@@ -354,22 +342,14 @@ def _params(sampling: Sampling, room: int, ends: Ends) -> SamplingParams:
 
 
 def _check(base: str, adapter: str) -> None:
-    """Refuse an adapter that does not fit its base, or that vLLM could not use whole.
-
-    Raises:
-        UsageError: It is one.
-    """
+    """Refuse an adapter that does not fit its base, or that vLLM could not use whole."""
     if check_adapter(base, adapter):
         raise UsageError(f"{adapter} brings embeddings of its own, which vLLM does not take")
 
 
 def _rank(adapter: str) -> int:
-    """Return the rank for which the engine must make room.
-
-    Raises:
-        UsageError: There is none so high.
-    """
-    config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    """Return the rank for which the engine must make room."""
+    config = json.loads((Path(adapter) / CONFIG).read_text(encoding="utf-8"))
     highest = max(config.get("r", 0), *config.get("rank_pattern", {}).values(), 1)
     try:
         return next(rank for rank in _RANKS if rank >= highest)
@@ -385,8 +365,3 @@ def _lora_request(adapter: str) -> LoRARequest:
     """
     name = adapter_digest(adapter)
     return LoRARequest(f"adapter-{name[:16]}", 1 + int(name[:7], 16), str(Path(adapter).resolve()))
-
-
-def _line(error: BaseException) -> str:
-    """Return the first line of what an error says, or of what its cause does."""
-    return (str(error) or str(error.__cause__ or type(error).__name__)).strip().splitlines()[0]

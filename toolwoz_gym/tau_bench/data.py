@@ -20,6 +20,7 @@ from toolwoz_gym.data import (
     download,
     git_blob_id,
     open_source,
+    reading,
     replacing,
     shown,
 )
@@ -189,14 +190,8 @@ def read_tau_bench(folder: Path, domain: str, scoring: Scoring = "upstream") -> 
     if scoring not in get_args(Scoring):
         choices = " or ".join(get_args(Scoring))
         raise UsageError(f"tau-bench has no scoring rule {scoring!r}: choose {choices}")
-    try:
+    with reading("tau-bench", folder, PREPARE):
         return _read(folder, domain, scoring, _stamps(folder, domain))
-    except FileNotFoundError:
-        raise UsageError(f"tau-bench is not prepared in {folder}: run {PREPARE}") from None
-    except OSError as error:
-        raise UsageError(f"cannot read {folder}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UsageError(f"the data in {folder} is damaged: run {PREPARE}") from None
 
 
 def _stamps(folder: Path, domain: str) -> _Stamps:

@@ -27,6 +27,7 @@ from toolwoz_gym.data import (
     git_blob_id,
     open_archive,
     open_source,
+    reading,
     replacing,
     shown,
 )
@@ -164,11 +165,8 @@ def is_prepared() -> bool:
     Raises:
         UsageError: Nobody can tell: the folder may not be read.
     """
-    folder = multiwoz_folder()
-    try:
+    with reading("MultiWOZ", folder := multiwoz_folder(), PREPARE):
         return (folder / "meta.json").is_file()
-    except OSError as error:
-        raise UsageError(f"cannot read {folder}: {error.strerror}") from None
 
 
 def load_multiwoz(version: int = 0) -> ToolWOZ:
@@ -189,19 +187,11 @@ def read_multiwoz(folder: Path, version: int = 0) -> ToolWOZ:
     Raises:
         UsageError: The folder holds no prepared data, or its files are damaged.
     """
-    try:
+    with reading("MultiWOZ", folder, PREPARE):
         meta = json.loads((folder / "meta.json").read_bytes())
         if meta["format"] != FORMAT:
             raise ValueError("another version has prepared it")
         return _read(folder.absolute(), tuple(meta["files"].items()), version)
-    except FileNotFoundError:
-        raise UsageError(f"MultiWOZ is not prepared in {folder}: run {PREPARE}") from None
-    except OSError as error:
-        raise UsageError(f"cannot read {folder}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(
-            f"the data in {folder} is damaged, or another version's: run {PREPARE}"
-        ) from None
 
 
 @lru_cache(maxsize=2)

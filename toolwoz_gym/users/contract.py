@@ -39,7 +39,7 @@ anyone. ``left too soon``: it ends the dialogue with a message that still wants 
 agent's (:mod:`toolwoz_gym.users.leaving`)."""
 
 FORGIVEN = frozenset[Breach](("left too soon",))
-"""What is no fault of a customer's that has got all it wants, or can no longer get it."""
+"""What is no fault of customers who have got all they want, or can no longer get it."""
 
 LONG_INSTRUCTION = 25
 """An instruction of fewer different words can well be told at once."""
