@@ -93,8 +93,11 @@ class Machines:
     """A cluster of a head, which has no work to do, and machines with room for one worker each."""
 
     def __init__(self, folder: str) -> None:
+        from ray._private.utils import get_ray_address_file
         from ray.cluster_utils import Cluster
 
+        # Whatever folder a cluster is given, Ray notes its address here, and needs the folder.
+        Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={
