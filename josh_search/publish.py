@@ -129,9 +129,10 @@ def dataset_files(run: Path, licence: str | None) -> Files:
     Raises:
         UsageError: The run is not finished, or has no rows.
     """
-    if not (run / "summary.json").exists():
+    missing = [run / name for name in ("kto.jsonl", "summary.json") if not (run / name).exists()]
+    if missing:
         raise UsageError(
-            f"there is no {run / 'summary.json'}: publish the folder of a finished run, or have "
+            f"there is no {missing[0]}: publish the folder of a finished run, or have "
             f"what it needs made of the trees that there are: python -m josh_search rows {run}"
         )
     config, summary = read_config(run), read_sealed(run / "summary.json")

@@ -99,6 +99,20 @@ def test_the_expert_beats_chance(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "`builtin:domains=1`" in written and "first 12 tasks of val, 1 trial each" in written
 
 
+def test_a_reader_that_leaves_is_no_fault_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(*words: object, **_: object) -> None:
+        if "tables and trajectories" in str(words):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", leave)
+    monkeypatch.setattr("os.dup2", lambda *_: 0)  # standard output is the tests' own
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--run", str(tmp_path), "--agent", "expert", "--tasks", "1"])
+    assert ended.value.code == 141
+
+
 def test_runs_of_scripts_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in "ab":
         args = ["evaluate", "--agent", "expert", "--also", "erring", "--tasks", "4"]

@@ -16,6 +16,8 @@ import yaml
 from logs import write_log
 
 from agents.tool_calling import system_prompt
+from benchmarks.__main__ import main as measure
+from josh_search.__main__ import main
 from josh_search.publish import (
     ExportOptions,
     PublishOptions,
@@ -489,3 +491,12 @@ def test_files_that_cannot_be_exported(finished: Path, tmp_path: Path) -> None:
         export(ExportOptions(run=tmp_path))
     with pytest.raises(UsageError, match="cannot write"):
         export(ExportOptions(run=finished, out=tmp_path / "no" / "where"))
+
+
+def test_an_evaluation_has_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert measure(["evaluate", "--run", str(run), "--agent", "expert", "--tasks", "1"]) == 0
+    for command, file in (("publish", "kto"), ("export", "sft")):
+        assert main([command, "--run", str(run), "--out", str(tmp_path / command)]) == 2
+        error = capsys.readouterr().err
+        assert f"{run / file}.jsonl" in error and "damaged" not in error

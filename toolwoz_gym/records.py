@@ -416,10 +416,8 @@ def check_rows(file: Path) -> None:
     Raises:
         UsageError: They are not, or cannot be read.
     """
-    summary = file.with_name("summary.json")
-    if summary.exists() and read_sealed(summary).get(ROW_FILES, {}).get(file.name) != (
-        file_digest(file)
-    ):
+    summary, digest = file.with_name("summary.json"), file_digest(file)
+    if summary.exists() and read_sealed(summary).get(ROW_FILES, {}).get(file.name) != digest:
         raise UsageError(
             f"{file} is not as its harvest wrote it: python -m josh_search rows {file.parent} "
             "makes it anew; rows of your own belong into another folder"
