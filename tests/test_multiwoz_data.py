@@ -1031,6 +1031,7 @@ def test_command_line(
     assert main(["data", "prepare", "multiwoz", "--from", str(archive)]) == 0
     out, err = capsys.readouterr()
     assert out == (
+        "preparing multiwoz ...\n"
         f"prepared multiwoz in {tmp_path / 'data' / 'multiwoz'}\n"
         "  train: 1 tasks, of which ToolWOZ-v1 has 1\n"
         "  val: 2 tasks, of which ToolWOZ-v1 has 2\n"
@@ -1051,6 +1052,6 @@ def test_command_line_mistake(tmp_path: Path) -> None:
         [*command, str(tmp_path / "nowhere")], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stdout == ""
+    assert done.stdout == "preparing multiwoz ...\n"
     assert done.stderr == f"error: cannot read {tmp_path / 'nowhere'}: No such file or directory\n"
     assert not (tmp_path / "data").exists()

@@ -725,7 +725,7 @@ def test_hostile_text_is_shown_and_not_obeyed(browser: Browser, tmp_path: Path) 
     run = write_run(tmp_path / "hostile", [tree])
     write_sealed(run / "config.json", {"model": HOSTILE})
     browser.open(write_report(run))
-    assert browser.run("return document.title") == "hostile · go_explore search"
+    assert browser.run("return document.title") == "hostile · Search"
     assert browser.run("return document.querySelectorAll('img').length") == 0
     said = "document.querySelector('#chat .said').textContent"
     assert browser.run(f"return {said}.includes('</script><script>document.title')")
