@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -46,8 +46,8 @@ class HarvestOptions(PlayOptions, SearchOptions):
     """Environment, as gymnasium.make knows it."""
     world: str = "builtin:domains=1"
     """World: builtin, builtin:<options>, multiwoz or auto; for TauBench-v0 retail or airline."""
-    split: str = "train"
-    """Split of the world's tasks."""
+    split: str | None = None
+    """Split of the world's tasks. By default train, or the only one that a world of τ-bench has."""
     tasks: Count = 24
     """How many tasks to play: the first of the split, or all."""
     trees: int = 16
@@ -108,6 +108,11 @@ def _recorded(run: Path, tasks: Sequence[Task]) -> tuple[Path, Sequence[Task]]:
     return trees, [task for task in tasks if task.id in recorded]
 
 
+def _make_env(options: HarvestOptions) -> DialogueEnv:
+    split = options.split or (None if options.env == "TauBench-v0" else "train")
+    return make_env(options.env, world=options.world, split=split, user=options.named_user)
+
+
 @contextmanager
 def open_engine(options: HarvestOptions, env: DialogueEnv, journal: Journal) -> Iterator[Engine]:
     """Load what grows the trees.
@@ -128,9 +133,7 @@ def open_engine(options: HarvestOptions, env: DialogueEnv, journal: Journal) -> 
     from josh_search.distributed import Plan, open_ray
 
     plan = Plan(
-        make_env=partial(
-            make_env, options.env, world=options.world, split=options.split, user=options.named_user
-        ),
+        make_env=partial(_make_env, options),
         open_players=options.open_players,
         spent=journal.spent,
         world=env.dialogue.domain.fingerprint,
@@ -161,7 +164,8 @@ def run(options: HarvestOptions) -> None:
     check_counts(options, "trees")
     began = time.monotonic()
     asked, options = options, options.as_recorded(options.run)
-    env = make_env(options.env, world=options.world, split=options.split, user=options.named_user)
+    env = _make_env(options)
+    options = replace(options, split=env.split)
     options.check_user(env)
     dialogue = env.dialogue
     config: dict[str, Any] = {

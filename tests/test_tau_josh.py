@@ -11,7 +11,7 @@ from agents.base import Agent
 from agents.gold import GoldAgent
 from agents.options import AgentOptions
 from josh_search.search import SearchOptions, search
-from toolwoz_gym import TAU_MAX_STEPS, Dialogue
+from toolwoz_gym import TAU_MAX_STEPS, Dialogue, make_env
 from toolwoz_gym.rollout import play
 from toolwoz_gym.tau_bench.data import read_tau_bench
 from toolwoz_gym.tau_bench.domain import TRANSFER, TauBench
@@ -81,3 +81,9 @@ def test_other_calls_do_not_take_the_place_of_gold_ones(airline: TauBench) -> No
     dialogue = Dialogue(airline, InstructedUser(airline.end_marker), max_steps=100)
     for task in airline.tasks("test"):
         assert play(dialogue, Curious(GoldAgent(task)), task, seed=0).reward == 1.0, task.id
+
+
+def test_a_harvest_finds_the_split_that_a_desk_has(airline: TauBench, shared: Path) -> None:
+    retail = read_tau_bench(shared / "data" / "tau_bench", "retail")
+    splits = [make_env("TauBench-v0", world=desk, split=None).split for desk in (airline, retail)]
+    assert splits == ["test", "train"]

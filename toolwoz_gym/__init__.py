@@ -77,7 +77,7 @@ def make_tau_bench(
     *,
     domain: str | TauBench = "retail",
     world: str | TauBench | None = None,
-    split: str = "test",
+    split: str | None = "test",
     user: str | UserSimulator | Sequence[str] = "scripted",
     scoring: Scoring = "upstream",
     max_steps: int = TAU_MAX_STEPS,
@@ -89,7 +89,8 @@ def make_tau_bench(
         domain: ``"retail"`` or ``"airline"``, which must have been prepared.
         world: The same by the name that other environments, and command lines, have for it; None
             goes by ``domain``.
-        split: ``train``, ``dev`` or ``test`` for retail, ``test`` for airline.
+        split: ``train``, ``dev`` or ``test`` for retail, ``test`` for airline; None: ``train``, or
+            else the only one.
         user: The customer: see :func:`make_toolwoz`; ``"scripted"`` is the one that tells the
             task's instruction (:class:`~toolwoz_gym.users.instructed.InstructedUser`).
         scoring: See :data:`~toolwoz_gym.tau_bench.domain.Scoring`.
@@ -105,6 +106,8 @@ def make_tau_bench(
     desk = load_tau_bench(chosen, scoring) if isinstance(chosen, str) else chosen
     if desk.scoring != scoring:
         raise UsageError(f"the domain scores by the rule {desk.scoring!r}, not {scoring!r}")
+    if split is None:
+        split = "train" if "train" in desk.splits else desk.splits[0]
     customer = InstructedUser(desk.end_marker) if user == "scripted" else make_user(user)
     return DialogueEnv(Dialogue(desk, customer, max_steps), split=split, render_mode=render_mode)
 
