@@ -165,16 +165,19 @@ class MisleadingAgent(LyingAgent):
 
     def act(self, view: Sequence[Message], *, seed: int) -> Message:
         """Return the agent's next message."""
-        last = view[-1]
-        asked = _asked(self._task, view[:-2]) if last.role == "tool" else None
-        if asked and last.name == f"search_{asked[0]}" and last.content[:2] == "[{":
-            return answer(asked[1], json.loads(last.content)[0])
-        asked = _asked(self._task, view)
-        message = super().act(view, seed=seed)
-        shown = [row for domain, row in _shown(view) if asked and domain == asked[0]]
-        if message.call is not None or not asked or not shown:
-            return message
-        return Message("assistant", call=_of_another(*asked, self._tables[asked[0]], shown[-1]))
+        looked_up = view[-1].role == "tool"
+        before = view[:-2] if looked_up else view
+        asked = _asked(self._task, before)
+        shown = [row for domain, row in _shown(before) if asked and domain == asked[0]]
+        if not asked or not shown:
+            return super().act(view, seed=seed)
+        domain, names = asked
+        other = _another(names, self._tables[domain], shown[-1])
+        if looked_up:
+            return answer(names, other)
+        values = {name: other.get(name) for name in PARAMETERS[f"search_{domain}"]}
+        wanted = {name: value for name, value in values.items() if isinstance(value, str)}
+        return Message("assistant", call=ToolCall(f"search_{domain}", wanted))
 
 
 class OverbookingAgent:
@@ -204,16 +207,12 @@ def _asked(task: ToolWOZTask, view: Sequence[Message]) -> tuple[str, list[str]] 
     return None
 
 
-def _of_another(
-    domain: str, names: Sequence[str], table: Table, row: Mapping[str, Any]
-) -> ToolCall:
-    """Return a search for what is most like a row, with other values of the named attributes."""
-    other = max(
+def _another(names: Sequence[str], table: Table, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what is most like a row, with other values of the named attributes."""
+    return max(
         table.rows,
         key=lambda r: (sum(r[n] != row[n] for n in names), sum(r[n] == row[n] for n in row)),
     )
-    wanted = {n: other[n] for n in PARAMETERS[f"search_{domain}"] if isinstance(other.get(n), str)}
-    return ToolCall(f"search_{domain}", wanted)
 
 
 def _lower(words: str) -> str:

@@ -20,6 +20,8 @@ from benchmarks.speed import HOSTILE, fresh
 from toolwoz_gym import DialogueEnv, make_env, make_toolwoz
 from toolwoz_gym.actions import MAX_CHARS, format_call, parse_action
 from toolwoz_gym.records import dump, message_from_json, message_to_json
+from toolwoz_gym.toolwoz import answers
+from toolwoz_gym.toolwoz.speech import hear
 from toolwoz_gym.toolwoz.tools import PARAMETERS
 from toolwoz_gym.types import UsageError
 from toolwoz_gym.users import hearing
@@ -158,7 +160,7 @@ def test_a_hundred_thousand_hostile_actions(
             assert message_from_json(json.loads(dump(message_to_json(message)))) == message
 
 
-MEMORIES = (hearing.understand, hearing.mentions)
+MEMORIES = (hearing.understand, hearing.mentions, hear, answers.marks_of, answers.is_told)
 """What customers make of the latest replies they heard, so as not to hear them again."""
 
 

@@ -143,7 +143,7 @@ def _take_offer(
     """
     named: dict[str, list[int]] = {}
     for sentence in speech.sentences:
-        for mark in _marks(tables, sentence.mentions):
+        for mark in marks_of(tables, sentence.mentions):
             number = _pick(desk, mark.domain, mark.rows, only_shown=True)
             if number is not None:
                 named.setdefault(mark.domain, []).append(number)
@@ -169,7 +169,7 @@ def _listen(
         for row in {part.row for part in parts if part.domain == wish.domain}:
             mine = tuple(p for p in parts if (p.domain, p.row) == (wish.domain, row))
             for name in wish.requests:
-                is_right = _is_told(table, row, name, mine, desk.asked)
+                is_right = is_told(table, row, name, mine, desk.asked)
                 if is_right or (is_right is False and all(part.is_sure for part in mine)):
                     account.note((wish.domain, row, name), number, is_right=is_right)
 
@@ -203,7 +203,7 @@ def _parts(tables: Tables, account: Account, desk: _Desk, speech: Speech) -> lis
     subject: dict[str, int | None] = dict(account.offered)
     parts: list[_Part] = []
     for sentence in speech.sentences:
-        marks = _marks(tables, sentence.stated)
+        marks = marks_of(tables, sentence.stated)
         if marks:
             topic = likely = {mark.domain for mark in marks}
         elif subjects := set(_subjects(sentence)):
@@ -231,8 +231,8 @@ def _parts(tables: Tables, account: Account, desk: _Desk, speech: Speech) -> lis
     return parts
 
 
-@lru_cache(maxsize=4096)  # a dialogue is judged after each of its messages
-def _is_told(
+@lru_cache(maxsize=512)  # a dialogue is judged after each of its messages
+def is_told(
     table: Table, number: int, name: str, parts: tuple[_Part, ...], asked: str
 ) -> bool | None:
     """Return whether parts of a message tell an attribute: see :func:`.told.tells`."""
@@ -291,8 +291,8 @@ class _Mark:
     """The rows of that name."""
 
 
-@lru_cache(maxsize=4096)
-def _marks(tables: Tables, text: str) -> tuple[_Mark, ...]:
+@lru_cache(maxsize=512)
+def marks_of(tables: Tables, text: str) -> tuple[_Mark, ...]:
     """Return what a text names, in order; of names within names the longest."""
     found: list[_Mark] = []
     for domain in DOMAINS:

@@ -45,13 +45,21 @@ class Speech:
     """Whether nothing that the agent says from now on is to be believed."""
 
 
-@lru_cache(maxsize=4096)
 def heard(text: str) -> Speech:
     """Return what a customer makes of a message: of as much of it as is listened to."""
+    return hear(text[:ATTENTION])
+
+
+@lru_cache(maxsize=512)  # a dialogue is judged after each of its messages
+def hear(text: str) -> Speech:
+    """Return what a customer makes of what is listened to."""
     kept: list[Sentence] = []
     disowned: list[str] = []
     is_void = head = False
-    for sentence in _sentences(text):
+    sentences = _sentences(text)
+    if len(sentences) > _SENTENCES:
+        return Speech(())
+    for sentence in sentences:
         if kept and _asks_back(sentence):  # "The phone number is 1. Isn't it?"
             kept.pop()
         elif _takes_back(sentence, spoken=bool(kept)):
@@ -101,7 +109,7 @@ _SIGNS = str.maketrans(
 
 
 def _sentences(text: str) -> list[str]:
-    text = folded(text[:ATTENTION])[:ATTENTION]
+    text = folded(text)[:ATTENTION]
     for start, end in _HIDDEN:
         while (a := text.find(start)) >= 0 and (b := text.find(end, a + len(start))) >= 0:
             text = f"{text[:a]} {text[b + len(end) :]}"
@@ -149,6 +157,9 @@ _HIDDEN = (
     *((f"<{t}>", f"</{t}>") for t in ("think", "thinking", "reasoning", "del", "s", "strike")),
 )
 """How what a customer is not shown, or is shown struck out, begins and ends."""
+
+_SENTENCES = 400
+"""A message of more sentences than that is babble: nobody can tell what it states."""
 
 _END = re.compile(r"(?<=[.!?;])(?=\s)|\n+")
 
