@@ -91,6 +91,7 @@ TELLS = [
     ("It has no wifi or parking", "parking", "no", True),
     ("It doesn't have wifi and parking", "internet", "no", True),
     ("Do you need parking?", "parking", "yes", False),
+    ("The parking is not no.", "parking", "no", False),
     ("There is parking. There is no parking.", "parking", "yes", False),
     ("It is a 4-star hotel", "stars", "4", True),
     ("It is rated four stars", "stars", "4", True),

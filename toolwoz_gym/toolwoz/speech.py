@@ -95,7 +95,7 @@ def folded(text: str) -> str:
 
 
 def _is_seen(character: str) -> bool:
-    return character.isascii() or unicodedata.category(character) not in ("Mn", "Cf")
+    return character.isascii() or unicodedata.category(character) not in ("Mn", "Cf", "So")
 
 
 _SIGNS = str.maketrans(

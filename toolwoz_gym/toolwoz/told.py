@@ -53,7 +53,8 @@ def tells(
         # In no usual form: a postcode with a letter too many, a name without its apostrophe.
         told = {right} if any(_is_spelt(attribute, right, text) for text in stated) else set()
     if attribute in _FEATURES:
-        told |= {not v for v in refuted}
+        noun = _FEATURES[attribute]  # "not no" is yes
+        told |= {_NOT_NO.search(text) is not None for text in denied if re.search(noun, text)}
         if not told and re.search(_FEATURES[attribute], folded(asked)):
             answers = (_YES_OR_NO.match(text) for text in (*stated, *denied))
             told = {answer["yes"] is not None for answer in answers if answer}
@@ -149,6 +150,8 @@ _FEATURES = {
     "parking": r"\b(?:parking|car park)\b",
 }
 """Attributes that are yes or no, and what they are called."""
+
+_NOT_NO = re.compile(r"(?:\bnot|n't) (?:a )?no\b")
 
 _YES_OR_NO = re.compile(
     r"\W*(?:(?P<yes>yes|yeah|yep|(?:it|they) (?:\w{4,10} )?do(?:es)?\b(?! not|n't))|no\b|it does"

@@ -105,7 +105,7 @@ class ToolWOZv1(ToolWOZ):
         account = account_of(self.tables, task, episode.messages, desk.shown)
         verdicts = []
         for wish in task.wishes:
-            row = self._entity(wish, desk, account)
+            row = self._entity(wish, desk, account) if wish.requests else None
             verdicts += [
                 _request(account, self.tables[wish.domain], wish.domain, name, row)
                 for name in wish.requests
@@ -185,7 +185,8 @@ def chosen(table: Table, wish: Wish) -> RowSet:
     Trains share numbers, and a booking names no more: the customer's train is the one that fits.
     """
     assert wish.book is not None
-    return table.plainly(table.key, wish.book[table.key]) & fitting(table, wish)
+    rows = table.plainly(table.key, wish.book[table.key])
+    return rows & fitting(table, wish) if rows & (rows - 1) else rows
 
 
 def booking(domain: str, asked: Mapping[str, str]) -> _Booking:
