@@ -19,7 +19,7 @@ from toolwoz_gym.toolwoz.answers import account_of
 from toolwoz_gym.toolwoz.domain import dump
 from toolwoz_gym.toolwoz.lexicon import ATTENTION
 from toolwoz_gym.toolwoz.speech import heard
-from toolwoz_gym.toolwoz.tables import Tables
+from toolwoz_gym.toolwoz.tables import Tables, numbers
 from toolwoz_gym.toolwoz.task import ToolWOZTask, Wish, make_task
 from toolwoz_gym.toolwoz.told import is_known, tells
 from toolwoz_gym.toolwoz.v1 import ToolWOZv1, fitting
@@ -464,9 +464,8 @@ def test_what_recorded_agents_told_is_understood(multiwoz_v1: ToolWOZ, shared: P
         log = [turn["text"] for turn in recorded[task.id]["log"]]
         for wish in task.wishes:
             table = multiwoz_v1.tables[wish.domain]
-            for number, row in enumerate(table.rows):
-                if not fitting(table, wish) >> number & 1:
-                    continue
+            for number in numbers(fitting(table, wish)) if wish.requests else ():
+                row = table.rows[number]
                 for asked, words in zip(log[::2], log[1::2], strict=False):
                     is_named = str(row[table.key]).lower() in words.lower()
                     for attribute in set(wish.requests) & set(LITERAL) if is_named else ():

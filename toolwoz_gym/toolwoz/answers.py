@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TypeAlias
 
 from toolwoz_gym.toolwoz.lexicon import asked_attributes, attribute_name, domains_named
-from toolwoz_gym.toolwoz.speech import OTHER, Sentence, Speech, heard
+from toolwoz_gym.toolwoz.speech import Speech, heard
 from toolwoz_gym.toolwoz.tables import Row, RowSet, Table, Tables, first, numbers
 from toolwoz_gym.toolwoz.task import ToolWOZTask
 from toolwoz_gym.toolwoz.told import COMMON, is_known, tells
@@ -206,9 +206,9 @@ def _parts(tables: Tables, account: Account, desk: _Desk, speech: Speech) -> lis
         marks = marks_of(tables, sentence.stated)
         if marks:
             topic = likely = {mark.domain for mark in marks}
-        elif subjects := set(_subjects(sentence)):
+        elif subjects := set(sentence.subjects):
             topic = likely = subjects
-        if not marks and OTHER.search(sentence.stated) and not likely & desk.fresh.keys():
+        if not marks and sentence.is_of_another and not likely & desk.fresh.keys():
             subject |= dict.fromkeys(topic)  # it is about another one, which it does not name
         masked = sentence.stated
         for mark in marks:
@@ -333,13 +333,6 @@ def _squeezed(name: str) -> str:
     return "".join(_name_words(name))
 
 
-_SUBJECT = re.compile(
-    r"(?:^|, |\b(?:call|ring|reach|contact) )(?:and |the |your |this |that |for the |as for the )*"
-    r"(?:(?P<restaurant>restaurant)|(?P<hotel>hotel|guest ?house)|(?P<attraction>attraction)"
-    r"|(?P<train>train(?! station)))\b"
-)
-
-
 _MOVES = re.compile(
     r"(?:\b(?:these|those|that|this|they|it)(?:'s| (?:\w{1,12} )?(?:is|are|was|were|belongs?"
     r"|appl\w{1,3}))(?: (?:the )?(?:details|info\w{0,9}|numbers?))?(?: (?:for|of|to|from))"
@@ -347,8 +340,3 @@ _MOVES = re.compile(
     r"|\bi (?:mean|meant|was (?:talking about|describing))) (?:the )?$"
 )
 """Words before a name by which it turns out to be what the sentences before were about."""
-
-
-def _subjects(sentence: Sentence) -> list[str]:
-    """Return the domains that clauses of a sentence begin with."""
-    return [match.lastgroup or "" for match in _SUBJECT.finditer(sentence.stated)]

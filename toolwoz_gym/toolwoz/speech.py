@@ -26,6 +26,10 @@ class Sentence:
     """Its clauses that deny something, as "it has no parking" does."""
     mentions: str = ""
     """What it speaks of: all that is not denied, questions included."""
+    subjects: tuple[str, ...] = ()
+    """The domains that its clauses begin with."""
+    is_of_another: bool = False
+    """Whether it is about something else, which it need not name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +280,13 @@ _DISOWNS = re.compile(
 """What an agent says of its own words: "that is not what the database says"."""
 
 _OF_IT = re.compile(r"\W*(?:that|this|it|these|those|they)\b")
-OTHER = re.compile(
+_SUBJECT = re.compile(
+    r"(?:^|, |\b(?:call|ring|reach|contact) )(?:and |the |your |this |that |for the |as for the )*"
+    r"(?:(?P<restaurant>restaurant)|(?P<hotel>hotel|guest ?house)|(?P<attraction>attraction)"
+    r"|(?P<train>train(?! station)))\b"
+)
+
+_OTHER = re.compile(
     r"\b(?:an?other|a different|the (?:other|next|wrong)|some other|neighbou?r\w{0,3}|rival"
     r"|competit\w{1,4}) (?:\w{1,12} )?(?:place|one|restaurant|hotel|guest ?house|attraction|museum"
     r"|train|venue|establishment|option)\b|\bnext door\b|\brivals?\b"
@@ -431,7 +441,7 @@ def _takes_back(sentence: str, *, spoken: bool) -> bool:
     plain = re.sub(r" {2,}", " ", _POLITE.sub("", sentence))
     if _UNTRUE.search(plain) or _DISOWNS.search(plain):
         return True
-    is_of_it = _OF_IT.match(plain) is not None and OTHER.search(plain) is not None
+    is_of_it = _OF_IT.match(plain) is not None and _OTHER.search(plain) is not None
     return is_of_it and (spoken or _PAST.search(plain) is not None)
 
 
@@ -460,4 +470,10 @@ def _sentence(sentence: str) -> Sentence:
     if any(_is_comment(clause) for clause in denied) and not _is_comment(clauses[0]):
         return Sentence("", "", sentence)  # "The phone number is 1 - not!"
     kept = "".join(" , " if _NOT.search(clause) else clause for clause in clauses)
-    return Sentence(kept, ", ".join(denied), kept + sentence[len(stated) :])
+    return Sentence(
+        kept,
+        ", ".join(denied),
+        kept + sentence[len(stated) :],
+        tuple(match.lastgroup or "" for match in _SUBJECT.finditer(kept)),
+        _OTHER.search(kept) is not None,
+    )
